@@ -1,0 +1,1 @@
+"""The edge: HTTP, the command line, settings, and where everything is put together."""

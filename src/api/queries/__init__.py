@@ -1,0 +1,1 @@
+"""The half of the REST API that only looks."""

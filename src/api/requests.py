@@ -1,0 +1,252 @@
+"""What a request brings besides its body: checked before anything else looks at it.
+
+Runs before parameters and bodies are read: who asks, whether the body is something a JSON reader should
+see, and for queries, how fresh the answer must be. Deliberately absent: what the request is about.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from litestar import Request, Response
+from litestar.datastructures import State
+from msgspec import Struct
+
+from api.auth import Tokens
+from api.problems import InvalidRequest, Problem
+from api.settings import Settings
+from projections.freshness import Freshness
+from tickets.handler import Asked, Handler
+from tickets.ledger import Ledger
+from tickets.people import People
+from tickets.permissions import Actor
+
+DEEPEST: Final = 64
+"""How deep JSON may be nested."""
+
+_JSON: Final = "application/json"
+_MERGE_PATCH: Final = "application/merge-patch+json"
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_KEY: Final = re.compile(r'^"(?P<quoted>[^"\\]{1,255})"$|^(?P<bare>[\x21\x23-\x7e]{1,255})$')
+_ETAG: Final = re.compile(r'\s*(?P<weak>W/)?"(?P<value>[^"]*)"\s*(?:,|$)')
+
+
+class Installation(Struct, frozen=True, kw_only=True):
+    """Everything that a request is served with, put together in app.py."""
+
+    settings: Settings
+    tokens: Tokens
+    ledger: Ledger
+    handler: Handler
+    people: People
+    freshness: Freshness
+
+
+class Installed(State):
+    """The application's state: it has the installation."""
+
+    installation: Installation
+
+
+ApiRequest = Request[Actor, Any, Installed]
+
+
+async def before_command(request: ApiRequest) -> Response[bytes] | None:
+    """Who asks, and whether the body may be read."""
+    await _authenticate(request)
+    await _check_body(request)
+    return None
+
+
+async def before_query(request: ApiRequest) -> Response[bytes] | None:
+    """Who asks, and whether the read models are far enough to answer."""
+    await _authenticate(request)
+    _check_query_string(request)
+    await _wait_until_fresh(request)
+    return None
+
+
+def installation(request: ApiRequest) -> Installation:
+    """What this request is served with."""
+    return request.app.state.installation  # type: ignore[no-any-return] # litestar's State is untyped
+
+
+def asked(request: ApiRequest) -> Asked:
+    """The circumstances of a command. Raises InvalidRequest, Problem 428."""
+    headers = request.headers
+    if_match = headers.get("if-match")
+    if (
+        if_match is None
+        and installation(request).settings.require_if_match
+        and not request.url.path.endswith("/tickets")
+    ):
+        raise Problem(
+            "precondition-required", "Send If-Match with the ETag of the ticket as you last saw it."
+        )
+    return Asked(
+        actor=request.user,
+        key=_idempotency_key(headers.get("idempotency-key")),
+        if_match=versions(if_match),
+        ip_address=client_address(request),
+        request_id=request.scope["state"].get("request_id"),
+    )
+
+
+def versions(header: str | None) -> frozenset[int] | None:
+    """The versions that an If-Match names; None for all. Weak tags match nothing (RFC 9110, 13.1.1)."""
+    if header is None or header.strip() == "*":
+        return None
+    return frozenset(
+        int(tag["value"])
+        for tag in _ETAG.finditer(header)
+        if not tag["weak"] and tag["value"].isascii() and tag["value"].isdigit() and len(tag["value"]) < 10
+    )
+
+
+def not_modified(request: ApiRequest, etag: str) -> bool:
+    """Whether If-None-Match says that the client has this already (weak comparison, RFC 9110, 13.1.2)."""
+    header = request.headers.get("if-none-match")
+    if header is None:
+        return False
+    return header.strip() == "*" or any(f'"{tag["value"]}"' == etag for tag in _ETAG.finditer(header))
+
+
+def client_address(request: ApiRequest) -> str | None:
+    """Where the request comes from: the last address in X-Forwarded-For that no trusted proxy vouches for."""
+    client = request.scope.get("client")
+    address = client[0] if client else None
+    proxies = installation(request).settings.proxies
+    if not proxies or address is None or not _within(address, proxies):
+        return address
+    forwarded = [
+        part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()
+    ]
+    for hop in reversed(forwarded):
+        try:
+            trusted = _within(hop, proxies)
+        except ValueError:
+            return address  # not an address: believe only what came before it
+        address = hop
+        if not trusted:
+            break
+    return address
+
+
+def _within(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    parsed = ip_address(address)
+    return any(parsed in network for network in networks)
+
+
+async def _authenticate(request: ApiRequest) -> None:
+    served = installation(request)
+    actor = served.tokens.actor(request.headers.get("authorization"))
+    await served.people.saw(
+        actor, request_id=request.scope["state"].get("request_id"), ip_address=client_address(request)
+    )
+    request.scope["user"] = actor
+
+
+def _idempotency_key(header: str | None) -> str | None:
+    if header is None:
+        return None
+    found = _KEY.match(header.strip())
+    if found is None:
+        raise InvalidRequest(
+            "Idempotency-Key", "must be 1 to 255 visible ASCII characters, bare or in double quotes"
+        )
+    return found["quoted"] or found["bare"]
+
+
+async def _check_body(request: ApiRequest) -> None:
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    wanted = "data" in request.route_handler.parsed_fn_signature.parameters
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if has_body or (wanted and kind):
+        accepted = (_JSON, _MERGE_PATCH) if request.method == "PATCH" else (_JSON,)
+        if kind not in accepted:
+            raise Problem(
+                "unsupported-media-type",
+                f"The body must be {' or '.join(accepted)}, not {kind or 'of no kind'}.",
+            )
+    body = await request.body()
+    if not wanted and body.strip():
+        raise InvalidRequest("body", "this command takes no body")
+    if wanted and not body.strip():
+        raise InvalidRequest("body", "a JSON object is required")
+    check_json(body)
+
+
+def check_json(body: bytes) -> None:
+    """Refuse what no reader of JSON should see: invalid UTF-8, NUL characters, nesting over DEEPEST.
+
+    Raises InvalidRequest.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("body", f"is not UTF-8: {error.reason} at byte {error.start}") from None
+    if b"\\u0000" in body and b"\\u0000" in body.replace(b"\\\\", b""):
+        raise InvalidRequest("body", "must not contain the NUL character")
+    if body.count(b"[") + body.count(b"{") > DEEPEST and _depth(body) > DEEPEST:
+        raise InvalidRequest("body", f"is nested more than {DEEPEST} deep")
+
+
+def _depth(body: bytes) -> int:
+    deepest = depth = 0
+    for byte in _STRING.sub(b"", body):
+        if byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _check_query_string(request: ApiRequest) -> None:
+    raw: bytes = request.scope["query_string"]
+    if not raw:
+        return
+    try:
+        text = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("query", "is not UTF-8") from None
+    if "\0" in text:
+        raise InvalidRequest("query", "must not contain the NUL character")
+    known = _parameters(request.route_handler.fn)
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(
+                name, f"is not a parameter here; there are {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def _parameters(handler: Callable[..., Any]) -> frozenset[str]:
+    names = getattr(handler, "query_parameters", None)
+    if names is None:
+        code = handler.__code__
+        names = frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {
+            "request",
+            "ticket_id",
+            "self",
+        }
+        handler.query_parameters = names  # type: ignore[attr-defined] # remembered with the function it is about
+    return names
+
+
+async def _wait_until_fresh(request: ApiRequest) -> None:
+    served = installation(request)
+    timeout = served.settings.freshness_timeout_ms / 1000
+    header = request.headers.get("ledger-position")
+    if header is None:
+        # What this process knows of should be seen, but an answer that says how old it is beats none.
+        await served.freshness.wait_for(served.ledger.newest, timeout)
+        return
+    if not (header.isascii() and header.isdigit() and len(header) < 19):
+        raise InvalidRequest("Ledger-Position", "must be a position, as an earlier answer gave it")
+    if not await served.freshness.wait_for(int(header), timeout):
+        raise Problem(
+            "not-fresh-yet",
+            f"The read models are at {served.freshness.projected}; you asked for {header} and {timeout:g} s have passed.",
+        )

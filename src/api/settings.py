@@ -1,0 +1,177 @@
+"""What an installation sets for itself, all of it by environment variables.
+
+A bad value stops the start and is named. Deliberately absent: reading the environment anywhere else.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from secrets import token_urlsafe
+from tempfile import NamedTemporaryFile
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from tickets.commands import Policy
+from tickets.sla import TARGETS, Priority, Target
+
+Positive = Annotated[int, Meta(gt=0, le=2**31 - 1)]
+Hours = Annotated[float, Meta(gt=0, le=100_000)]
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+
+_ALGORITHMS = Literal[
+    "HS256",
+    "HS384",
+    "HS512",
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+]
+_SHORTEST_KEY: Final = 32
+_EXAMPLE_KEYS: Final = {
+    "change-me-to-a-random-key-of-at-least-32-bytes",
+    "your-secret-key-change-in-production",
+    "your-super-secret-jwt-key-change-in-production",
+}
+"""Keys that stand in documentation, ours and others': everybody knows them."""
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it and says what would be right."""
+
+
+def _hours(moment: timedelta) -> float:
+    return moment / timedelta(hours=1)
+
+
+class Settings(Struct, frozen=True, kw_only=True, rename="upper"):
+    """The environment, read and checked. Field names are the variables' in lower case."""
+
+    database_url: str | None = None
+    data_dir: Path = Path("var")
+    jwt_secret_key: str | None = None
+    jwt_algorithm: _ALGORITHMS = "HS256"
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    auth_service_url: str | None = None
+    sla_p1_response_hours: Hours = _hours(TARGETS[Priority.P1].response)
+    sla_p1_resolution_hours: Hours = _hours(TARGETS[Priority.P1].resolution)
+    sla_p2_response_hours: Hours = _hours(TARGETS[Priority.P2].response)
+    sla_p2_resolution_hours: Hours = _hours(TARGETS[Priority.P2].resolution)
+    sla_p3_response_hours: Hours = _hours(TARGETS[Priority.P3].response)
+    sla_p3_resolution_hours: Hours = _hours(TARGETS[Priority.P3].resolution)
+    sla_p4_response_hours: Hours = _hours(TARGETS[Priority.P4].response)
+    sla_p4_resolution_hours: Hours = _hours(TARGETS[Priority.P4].resolution)
+    reopen_window_days: Annotated[float, Meta(ge=0, le=36_500)] = 7
+    service_name: str = "tickets"
+    service_version: str = "0.1.0"
+    service_host: str = "127.0.0.1"
+    service_port: Port = 8002
+    api_v1_prefix: Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9_.~-]+)+$")] = "/api/v1"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    trusted_proxies: tuple[str, ...] = ()
+    require_if_match: bool = False
+    freshness_timeout_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2_000
+    command_queue_limit: Positive = 1_024
+    """How many commands may wait for the ledger; one more is answered 503 at once."""
+    max_body_bytes: Positive = 1_048_576
+    database_pool_size: Positive = 8
+    database_timeout_ms: Positive = 5_000
+    ticket_cache_size: Positive = 10_000
+
+    @property
+    def policy(self) -> Policy:
+        """The rules that decisions follow."""
+        targets = {
+            priority: Target(
+                timedelta(hours=getattr(self, f"sla_{priority.lower()}_response_hours")),
+                timedelta(hours=getattr(self, f"sla_{priority.lower()}_resolution_hours")),
+            )
+            for priority in Priority
+        }
+        return Policy(targets=targets, reopen_window=timedelta(days=self.reopen_window_days))
+
+    @property
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks whose X-Forwarded-For is believed."""
+        return tuple(ip_network(network) for network in self.trusted_proxies)
+
+    @property
+    def signs_tokens(self) -> bool:
+        """Whether this installation has the key that tokens are signed with."""
+        return self.auth_service_url is None and self.jwt_algorithm.startswith("HS")
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """The settings in the environment; an empty variable counts as not set. Raises SettingsError."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        text = environment.get(field.encode_name, "").strip()
+        if not text:
+            continue
+        value: Any = text
+        if field.name == "trusted_proxies":
+            value = [part.strip() for part in text.split(",")]
+        if field.name == "log_level":
+            value = text.upper()
+        if field.type is bool:
+            value = text.lower()
+        try:
+            values[field.name] = msgspec.convert(value, field.type, strict=False)
+        except msgspec.ValidationError as error:
+            shown = "" if "KEY" in field.encode_name else f" {text!r}"
+            raise SettingsError(f"{field.encode_name}{shown} is not usable: {error}") from None
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    try:
+        _ = settings.proxies
+    except ValueError as error:
+        raise SettingsError(
+            f"TRUSTED_PROXIES is not usable: {error}; write addresses or networks, by commas"
+        ) from None
+    url = settings.database_url
+    if url is not None and not url.startswith(("postgresql://", "postgres://")):
+        raise SettingsError("DATABASE_URL is not usable: it must begin with postgresql://")
+    key = settings.jwt_secret_key
+    if settings.jwt_algorithm.startswith("HS"):
+        if key is not None and (key in _EXAMPLE_KEYS or len(key.encode()) < _SHORTEST_KEY):
+            raise SettingsError(
+                f"JWT_SECRET_KEY is not usable: it must be a secret of at least {_SHORTEST_KEY} bytes, not an example; "
+                "leave it unset to have one made and kept in DATA_DIR"
+            )
+    elif key is None or "BEGIN PUBLIC KEY" not in key:
+        raise SettingsError(
+            f"JWT_SECRET_KEY is not usable: for {settings.jwt_algorithm} it must be the public key, PEM, "
+            "of whoever signs the tokens"
+        )
+
+
+def jwt_key(settings: Settings) -> str:
+    """The key that tokens are checked with: the one that is set, or this installation's own."""
+    if settings.jwt_secret_key is not None:
+        return settings.jwt_secret_key
+    path = settings.data_dir / "jwt.key"
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        # Written beside and linked: nobody ever reads half a key, and of several processes one is first.
+        with NamedTemporaryFile("w", dir=settings.data_dir, prefix="jwt.key.") as file:
+            file.write(token_urlsafe(48))
+            file.flush()
+            with suppress(FileExistsError):
+                os.link(file.name, path)
+    return path.read_text()

@@ -1,0 +1,90 @@
+"""How far the read models are, as far as this process knows, and waiting until they are far enough.
+
+Told by NOTIFY and by the runner of this process, and it looks by itself as well, because a notification
+can be lost. Deliberately absent: deciding how long to wait, and what to do when that was too short.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import asyncpg
+import structlog
+
+from projections.runner import CHANNEL, PROJECTIONS
+from tickets.ledger import CONNECTION_LOST, Connection, Ledger
+
+_POLL: Final = 0.5
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class Freshness:
+    """The newest position that every read model has reached."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Nothing is known yet; `watch` finds out."""
+        self._ledger = ledger
+        self.projected = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def reached(self, position: int) -> None:
+        """Note that all read models have come this far, and let go on whoever waits for that."""
+        if position <= self.projected:
+            return
+        self.projected = position
+        waiting, self._waiting = self._waiting, []
+        for wanted, future in waiting:
+            if wanted > position:
+                self._waiting.append((wanted, future))
+            elif not future.done():
+                future.set_result(None)
+
+    async def wait_for(self, position: int, timeout: float) -> bool:  # noqa: ASYNC109 - the answer says whether it ran out
+        """Wait until the read models have this position, `timeout` seconds at most; whether they have."""
+        if position <= self.projected:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((position, future))
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            self._waiting = [(wanted, one) for wanted, one in self._waiting if one is not future]
+            return False
+        return True
+
+    async def watch(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        """Follow ledger and read models until cancelled."""
+        while True:
+            try:
+                connection = await connect()
+            except CONNECTION_LOST:
+                await asyncio.sleep(_POLL)
+                continue
+            try:
+                await connection.add_listener(
+                    "ledger", lambda _c, _p, _n, at: self._ledger.heard_of(int(str(at)))
+                )
+                await connection.add_listener(CHANNEL, lambda _c, _p, _n, at: self.reached(int(str(at))))
+                while True:
+                    await self.look(connection)
+                    await asyncio.sleep(_POLL)
+            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+                _log.warning("freshness.interrupted", error=repr(error))
+                await asyncio.sleep(_POLL)
+            finally:
+                if not connection.is_closed():
+                    connection.terminate()
+
+    async def look(self, connection: Connection) -> None:
+        """Ask the database how far ledger and read models are."""
+        head, projected = await connection.fetchrow(
+            """select (select position from ledger.head),
+                      (select case when count(*) = $2 then min(position) else 0 end
+                       from read_model.checkpoints where projection = any($1))""",
+            list(PROJECTIONS),
+            len(PROJECTIONS),
+        ) or (0, 0)
+        self._ledger.heard_of(head)
+        self.reached(projected)

@@ -1,0 +1,226 @@
+"""The audit trail: an entry for each fact about a ticket, behind GET /tickets/{id}/history.
+
+What an entry says changed is the difference between the ticket before and after the fact, whatever the
+fact is: a field that changed cannot be missing. Deliberately absent: proofs; those come off the ledger.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from projections.projection import Envelope, Projection, Row, Step
+from tickets.events import (
+    Assigned,
+    By,
+    Closed,
+    Created,
+    Deleted,
+    DueDatesMoved,
+    Edited,
+    Escalated,
+    Fact,
+    Prioritized,
+    Reopened,
+    Resolved,
+    Restored,
+    StatusChanged,
+)
+from tickets.ledger import Pool
+from tickets.ticket import Ticket
+
+
+class Action(StrEnum):
+    """What kind of change an entry is about. The contract's names; those without a fact yet have no entry."""
+
+    CREATED = "CREATED"
+    STATUS_CHANGE = "STATUS_CHANGE"
+    PRIORITY_CHANGE = "PRIORITY_CHANGE"
+    ASSIGNMENT_CHANGE = "ASSIGNMENT_CHANGE"
+    UPDATE = "UPDATE"
+    COMMENT_ADDED = "COMMENT_ADDED"
+    COMMENT_EDITED = "COMMENT_EDITED"
+    COMMENT_DELETED = "COMMENT_DELETED"
+    ATTACHMENT_ADDED = "ATTACHMENT_ADDED"
+    ATTACHMENT_DELETED = "ATTACHMENT_DELETED"
+    ESCALATED = "ESCALATED"
+    REOPENED = "REOPENED"
+    RESOLVED = "RESOLVED"
+    CLOSED = "CLOSED"
+    SLA_BREACH = "SLA_BREACH"
+    DUE_DATE_CHANGE = "DUE_DATE_CHANGE"
+    DELETED = "DELETED"
+    RESTORED = "RESTORED"
+
+
+ACTIONS: Final[dict[type[Fact], Action]] = {
+    Created: Action.CREATED,
+    Edited: Action.UPDATE,
+    Prioritized: Action.PRIORITY_CHANGE,
+    DueDatesMoved: Action.DUE_DATE_CHANGE,
+    Assigned: Action.ASSIGNMENT_CHANGE,
+    StatusChanged: Action.STATUS_CHANGE,
+    Escalated: Action.ESCALATED,
+    Resolved: Action.RESOLVED,
+    Closed: Action.CLOSED,
+    Reopened: Action.REOPENED,
+    Deleted: Action.DELETED,
+    Restored: Action.RESTORED,
+}
+"""The action of each fact about a ticket."""
+
+
+class Change(Struct, frozen=True, gc=False):
+    """One field's difference; nested fields are written `sla.responded_at`."""
+
+    field: str
+    old: Any
+    new: Any
+
+
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
+    """One line of the audit trail, as the API shows it."""
+
+    position: int
+    version: int
+    action: Action
+    actor: By
+    ip_address: str | None
+    occurred_at: datetime
+    recorded_at: datetime
+    changes: list[Change]
+    reason: str | None
+    command_id: UUID
+    metadata: dict[str, Any]
+
+
+_FIELDS: Final = (
+    "number",
+    "title",
+    "description",
+    "category",
+    "priority",
+    "status",
+    "environment",
+    "affected_service",
+    "tags",
+    "requester_id",
+    "assignee_id",
+    "team",
+    "resolution_notes",
+    "sla.response_due_at",
+    "sla.resolution_due_at",
+    "sla.responded_at",
+    "sla.paused_since",
+    "reopen_count",
+    "deleted",
+    "created_at",
+    "resolved_at",
+    "closed_at",
+)
+"""All that a ticket shows and that facts change, but for version and updated_at: the entry itself has those."""
+
+_ATTRIBUTES: Final = tuple((field, field.removeprefix("sla.")) for field in _FIELDS)
+
+
+def changes(before: Ticket | None, after: Ticket) -> list[Change]:
+    """What is different. Of a ticket that was not there before: all that is not null."""
+    found = []
+    for field, attribute in _ATTRIBUTES:
+        new = getattr(after, attribute)
+        old = None if before is None else getattr(before, attribute)
+        if old is not new and old != new:
+            found.append(Change(field, old, new))
+    return found
+
+
+def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) -> Entry:
+    """The line of the audit trail for one fact."""
+    about = envelope.metadata
+    metadata: dict[str, Any] = {}
+    if about.request_id is not None:
+        metadata["request_id"] = about.request_id
+    if about.source is not None:
+        metadata["source"] = about.source
+    return Entry(
+        position=envelope.position,
+        version=fact.originator_version,
+        action=ACTIONS[type(fact)],
+        actor=about.actor,
+        ip_address=about.ip_address,
+        occurred_at=fact.timestamp,
+        recorded_at=envelope.recorded_at,
+        changes=changes(before, after),
+        reason=getattr(fact, "reason", None),
+        command_id=about.command_id,
+        metadata=metadata,
+    )
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def _rows(step: Step) -> Sequence[Row]:
+    if step.after is None:
+        return ()
+    line = entry(step.fact, step.envelope, step.before, step.after)
+    return ((line.position, step.after.id, line.action, _encode(line)),)
+
+
+HISTORY: Final = Projection(
+    name="history",
+    columns=("position", "ticket_id", "action", "entry"),
+    rows=_rows,
+    newest_only=False,
+)
+
+
+class HistoryPage(Struct, frozen=True):
+    """Some entries, oldest first, as JSON, and the position after which the next ones come."""
+
+    entries: list[bytes]
+    total: int
+    next_after: int | None
+
+
+async def read(
+    pool: Pool,
+    ticket_id: UUID,
+    *,
+    actions: Sequence[Action] = (),
+    after: int = 0,
+    page_size: int = 20,
+    offset: int = 0,
+) -> HistoryPage:
+    """A page of a ticket's audit trail, from the position `after` on."""
+    wanted = list(actions) or list(Action)
+    rows = await pool.fetch(
+        """select position, entry from read_model.history
+           where ticket_id = $1 and action = any($2::text[]) and position > $3
+           order by position limit $4 offset $5""",
+        ticket_id,
+        wanted,
+        after,
+        page_size + 1,
+        offset,
+    )
+    total: int = await pool.fetchval(
+        """select count(*) from (select from read_model.history
+           where ticket_id = $1 and action = any($2::text[]) limit 10001) h""",
+        ticket_id,
+        wanted,
+    )
+    more = len(rows) > page_size
+    rows = rows[:page_size]
+    return HistoryPage([row[1] for row in rows], total, rows[-1][0] if more else None)
+
+
+def without_addresses(document: bytes) -> bytes:
+    """An entry as an end user may see it: they see no IP addresses."""
+    line: dict[str, Any] = msgspec.json.decode(document)
+    line["ip_address"] = None
+    return _encode(line)

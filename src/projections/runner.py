@@ -1,0 +1,284 @@
+"""Catching up: reads the ledger in order, folds each stream once, and writes every projection's rows.
+
+One runner leads, by an advisory lock; others stand by and take over when it goes. It is woken by NOTIFY
+and looks by itself as well, because a notification can be lost. Rows and checkpoints are written in one
+transaction, so each projection has seen each fact exactly once. A stream with a fact that cannot be
+digested is parked, visibly, and the rest go on.
+
+Deliberately absent: what the rows are (the projections), and making tables anew (rebuild.py).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
+from typing import Final, cast
+from uuid import UUID
+
+import asyncpg
+import structlog
+from cachetools import LRUCache
+from eventsourcing.persistence import MapperDeserialisationError, Tracking
+from msgspec import MsgspecError
+
+from projections.history import HISTORY
+from projections.people import PEOPLE
+from projections.projection import LIVE, Envelope, Projection, Row, Step, decode_metadata, write
+from projections.tickets import TICKETS
+from tickets import mapper
+from tickets.events import Fact, PersonSeen, TicketEvent
+from tickets.ledger import CONNECTION_LOST, Connection, Ledger, Raw
+from tickets.ticket import BrokenStream, Ticket, evolve
+
+PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, PEOPLE)}
+"""All read models, by name."""
+
+CHANNEL: Final = "projected"
+"""Where the position that all projections have reached is told."""
+
+LEADER: Final = 0x70726F6A65637473  # "projects", as the number of an advisory lock
+
+_log: Final = structlog.get_logger(__name__)
+
+
+INDIGESTIBLE: Final = (MapperDeserialisationError, MsgspecError, BrokenStream)
+"""What is raised where a stored fact cannot be read, or does not follow in its stream."""
+
+
+def step_of(raw: Raw, before: Ticket | None) -> Step:
+    """The step that a fact is for the ticket as it was before it. Raises one of INDIGESTIBLE."""
+    fact: Fact = mapper.decode(raw.topic, raw.state)
+    envelope = Envelope(raw.position, raw.recorded_at, decode_metadata(raw.metadata))
+    if isinstance(fact, PersonSeen):
+        return Step(fact, envelope, None, None)
+    return Step(fact, envelope, before, evolve(fact, before))
+
+
+class Fold:
+    """The streams as they are at one position, and the step that each next fact is.
+
+    Keeps the most recently used tickets; the others are folded again from the ledger when they are needed.
+    """
+
+    def __init__(self, connection: Connection, *, size: int = 20_000) -> None:
+        """Nothing is folded yet."""
+        self._connection = connection
+        self._tickets: LRUCache[UUID, Ticket] = LRUCache(size)
+
+    async def prepare(self, batch: Sequence[Raw]) -> None:
+        """Fetch the tickets that these facts are about, as they are before them."""
+        first: dict[UUID, int] = {}
+        for raw in batch:
+            first.setdefault(raw.stream_id, raw.version)
+        missing = {
+            stream: version - 1
+            for stream, version in first.items()
+            if version > 1 and ((known := self._tickets.get(stream)) is None or known.version != version - 1)
+        }
+        if not missing:
+            return
+        rows = await self._connection.fetch(
+            """select e.stream_id, e.topic, e.state from unnest($1::uuid[], $2::int[]) w(stream_id, upto)
+               join ledger.events e on e.stream_id = w.stream_id and e.version <= w.upto
+               where e.topic like 'ticket.%' order by e.stream_id, e.version""",
+            list(missing),
+            list(missing.values()),
+        )
+        folded: dict[UUID, Ticket | None] = {}
+        for stream, topic, state in rows:
+            if stream in folded and folded[stream] is None:
+                continue
+            try:
+                folded[stream] = evolve(cast("TicketEvent", mapper.decode(topic, state)), folded.get(stream))
+            except INDIGESTIBLE:
+                folded[stream] = None
+        for stream in missing:
+            self._tickets.pop(stream, None)
+        self._tickets.update({stream: ticket for stream, ticket in folded.items() if ticket is not None})
+
+    def step(self, raw: Raw) -> Step:
+        """The step that a fact is. Raises one of INDIGESTIBLE."""
+        step = step_of(raw, self._tickets.get(raw.stream_id))
+        if step.after is not None:
+            self._tickets[raw.stream_id] = step.after
+        return step
+
+
+Parked = tuple[str, UUID, int, str]
+"""A projection's name, the stream that it cannot follow, from which position on, and why."""
+
+
+def rows_of(
+    batch: Sequence[Raw], fold: Fold, positions: Mapping[str, int], parked: set[tuple[str, UUID]]
+) -> tuple[dict[str, list[Row]], list[Parked]]:
+    """The rows that a batch of facts makes for each of the projections in `positions`.
+
+    A projection gets the facts after its own position. `parked` names the streams that it has given up
+    on; those that it gives up on now are added, and returned with the reason.
+    """
+    rows: dict[str, list[Row]] = {name: [] for name in positions}
+    given_up: list[Parked] = []
+
+    def park(name: str, raw: Raw, error: Exception) -> None:
+        if (name, raw.stream_id) not in parked:
+            parked.add((name, raw.stream_id))
+            given_up.append((name, raw.stream_id, raw.position, f"{raw.topic}: {error!r}"))
+
+    for raw in batch:
+        try:
+            step = fold.step(raw)
+        except INDIGESTIBLE as error:
+            for name in positions:
+                if raw.position > positions[name]:
+                    park(name, raw, error)
+            continue
+        for name, position in positions.items():
+            if raw.position <= position or (name, raw.stream_id) in parked:
+                continue
+            try:
+                rows[name].extend(PROJECTIONS[name].rows(step))
+            except Exception as error:  # noqa: BLE001 - one fact must not stop the rest; it is parked and shown
+                park(name, raw, error)
+    return rows, given_up
+
+
+class Runner:
+    """Keeps the read models up with the ledger, as long as it leads."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        batch_size: int = 1_000,
+        poll: float = 1.0,
+    ) -> None:
+        """`poll` is how many seconds pass at most before it looks for facts by itself."""
+        self._ledger = ledger
+        self._connect = connect
+        self._batch_size = batch_size
+        self._poll = poll
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self.leads = False
+        self.on_projected: list[Callable[[int], None]] = []
+        ledger.on_append(lambda _: self._wake.set())
+
+    def stop(self) -> None:
+        """End `run` after the batch that is being written."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Lead or stand by, until stopped."""
+        while not self._stopping:
+            try:
+                connection = await self._connect()
+            except CONNECTION_LOST as error:
+                _log.warning("runner.unreachable", error=repr(error))
+                await asyncio.sleep(0.5)
+                continue
+            try:
+                await self._lead(connection)
+            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+                _log.warning("runner.interrupted", error=repr(error))
+                await asyncio.sleep(0.2)
+            finally:
+                self.leads = False
+                if not connection.is_closed():
+                    connection.terminate()
+
+    async def _lead(self, connection: Connection) -> None:
+        while not await connection.fetchval("select pg_try_advisory_lock($1)", LEADER):
+            await self._sleep()
+            if self._stopping:
+                return
+        self.leads = True
+        _log.info("runner.leads")
+        await connection.add_listener("ledger", lambda *_: self._wake.set())
+        fold = Fold(connection)
+        while not self._stopping:
+            self._wake.clear()
+            if not await catch_up(connection, fold, self._batch_size, self._projected):
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        try:
+            async with asyncio.timeout(self._poll):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _projected(self, position: int) -> None:
+        for listener in self.on_projected:
+            listener(position)
+
+
+async def catch_up(
+    connection: Connection,
+    fold: Fold,
+    batch_size: int,
+    projected: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Take in the next facts; returns how many there were. `projected` is told how far all have come."""
+    async with connection.transaction():
+        # The lock on the checkpoints is what a rebuild takes to swap its tables in.
+        checkpoints = await checkpoints_of(connection, lock=True)
+        start = min(one.notification_id for one in checkpoints)
+        found = await connection.fetch(
+            """select position, stream_id, version, topic, recorded_at, metadata, state
+               from ledger.events where position > $1 order by position limit $2""",
+            start,
+            batch_size,
+        )
+        if not found:
+            projected(start)
+            return 0
+        began = monotonic()
+        batch = [Raw(*row) for row in found]
+        await fold.prepare(batch)
+        parked = {
+            (row[0], row[1])
+            for row in await connection.fetch("select projection, stream_id from read_model.parked")
+        }
+        positions = {one.application_name: one.notification_id for one in checkpoints}
+        rows, given_up = rows_of(batch, fold, positions, parked)
+        for name, new in rows.items():
+            await write(connection, PROJECTIONS[name], new)
+        await park(connection, given_up)
+        last = batch[-1].position
+        await connection.execute(
+            "update read_model.checkpoints set position = $1, updated_at = now() where position < $1", last
+        )
+        await connection.execute("select pg_notify($1, $2)", CHANNEL, str(last))
+    projected(last)
+    _log.debug("runner.batch", facts=len(batch), position=last, seconds=round(monotonic() - began, 4))
+    return len(batch)
+
+
+async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[Tracking]:
+    """How far each projection has come; one that is new begins at the beginning."""
+    query = (
+        "select projection, position from read_model.checkpoints order by projection" + " for update" * lock
+    )
+    found = {name: Tracking(name, position) for name, position in await connection.fetch(query)}
+    missing = [name for name in PROJECTIONS if name not in found]
+    if missing:
+        await connection.execute(
+            "insert into read_model.checkpoints select name, 0, now() from unnest($1::text[]) name on conflict do nothing",
+            missing,
+        )
+        return await checkpoints_of(connection, lock=lock)
+    return [found[name] for name in PROJECTIONS]
+
+
+async def park(connection: Connection, given_up: Sequence[Parked], schema: str = LIVE) -> None:
+    """Note the streams that a projection cannot follow."""
+    for name, stream, position, error in given_up:
+        _log.error(
+            "projection.parked", projection=name, stream_id=str(stream), position=position, error=error
+        )
+    if given_up:
+        await connection.executemany(
+            f"insert into {schema}.parked values ($1, $2, $3, $4, now()) on conflict do nothing",  # noqa: S608 - our own name
+            given_up,
+        )

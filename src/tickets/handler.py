@@ -1,0 +1,269 @@
+"""Load, decide, append: what happens to every command.
+
+A ticket that was used recently is at hand in a bounded cache. A stale one costs a retry and never a wrong
+decision: facts are only appended to the version that they were decided on, and a refusal is only given on
+a state that was read from the ledger for it. Deliberately absent: rules (commands.py) and HTTP.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Final, cast
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import msgspec
+from cachetools import LRUCache
+from msgspec import Struct
+from uuid_utils.compat import uuid7
+
+from tickets.commands import Assign, Command, Create, Policy, create, decide
+from tickets.errors import IdempotencyKeyReused, NotFound, Refusal, TooContended, VersionMismatch
+from tickets.events import By, Metadata, TicketEvent
+from tickets.ledger import Append, Ledger, Outcome
+from tickets.permissions import Actor, Assignee
+from tickets.ticket import Ticket, fold
+
+_KEYS: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:idempotency-key")
+_EVENTS_SHOWN: Final = 100
+
+FindAssignee = Callable[[UUID], Awaitable[Assignee | None]]
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """The circumstances of a command."""
+
+    actor: Actor
+    key: str | None = None
+    """The Idempotency-Key."""
+    if_match: frozenset[int] | None = None
+    """The versions that the command is meant for; None is any."""
+    ip_address: str | None = None
+    request_id: str | None = None
+
+
+class Answer(Struct, frozen=True):
+    """What a command led to: the ticket after it and the position from which on everybody can know."""
+
+    ticket: Ticket
+    position: int
+    replayed: bool = False
+    """Whether this is the answer that was given to the same Idempotency-Key before."""
+
+
+class Handler:
+    """Handles commands against one ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        find_assignee: FindAssignee,
+        *,
+        policy: Policy | None = None,
+        cache_size: int = 10_000,
+        attempts: int = 128,
+    ) -> None:
+        """`attempts` bounds how often a command is decided anew because others were first."""
+        self._ledger = ledger
+        self._find_assignee = find_assignee
+        self.policy: Final = policy or Policy()
+        self._cache: LRUCache[UUID, Ticket] = LRUCache(cache_size)
+        self._attempts = attempts
+        self._numbers = _Numbers(ledger)
+
+    async def handle(self, command: Command, ticket_id: UUID | None, asked: Asked) -> Answer:
+        """Do what the command asks, once.
+
+        `ticket_id` is None for Create alone. Raises the refusals of commands.py, VersionMismatch,
+        IdempotencyKeyReused, TooContended, and what Ledger.append raises.
+        """
+        fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, command))).digest()
+        command_id = uuid7() if asked.key is None else uuid5(_KEYS, f"{asked.actor.id}:{asked.key}")
+        if asked.key is not None:
+            first = await self._ledger.outcome(command_id)
+            if first is not None:
+                return await self._again(first, fingerprint)
+        if isinstance(command, Create):
+            return await self._create(command, asked, command_id, fingerprint)
+        if ticket_id is None:
+            raise NotFound
+        return await self._change(command, ticket_id, asked, command_id, fingerprint)
+
+    async def ticket(self, ticket_id: UUID, *, upto: int | None = None) -> Ticket | None:
+        """A ticket read from the ledger, at its newest version or at `upto`."""
+        facts = await self._ledger.facts(ticket_id, upto=upto)
+        return fold(cast("list[TicketEvent]", facts))
+
+    async def _create(self, command: Create, asked: Asked, command_id: UUID, fingerprint: bytes) -> Answer:
+        ticket_id, at = uuid7(), datetime.now(UTC)
+        # Refused before a number is drawn: a refusal should leave no gap.
+        create(command, ticket_id=ticket_id, number="", actor=asked.actor, at=at, policy=self.policy)
+        number = f"TKT-{at.year}-{await self._numbers.next():06d}"
+        facts = create(
+            command, ticket_id=ticket_id, number=number, actor=asked.actor, at=at, policy=self.policy
+        )
+        for _ in range(self._attempts):
+            outcome = await self._append(ticket_id, 0, facts, asked, command_id, fingerprint)
+            match outcome.verdict:
+                case "appended":
+                    return self._done(facts, None, outcome)
+                case "duplicate":
+                    return await self._again(outcome, fingerprint)
+                case "conflict":
+                    continue  # the same key in the same batch: the next time it is a duplicate
+        raise TooContended(attempts=self._attempts)
+
+    async def _change(
+        self, command: Command, ticket_id: UUID, asked: Asked, command_id: UUID, fingerprint: bytes
+    ) -> Answer:
+        assert not isinstance(command, Create)  # noqa: S101 - for the type checker; `handle` saw to it
+        assignee = await self._assignee(command, asked.actor)
+        known = self._cache.get(ticket_id)
+        fresh = known is None
+        before = await self._refreshed(ticket_id, None) if known is None else known
+        for _ in range(self._attempts):
+            at = datetime.now(UTC)
+            if before is not None:
+                at = max(at, before.updated_at)  # a stream's time never runs backwards, whoever's clock does
+            try:
+                facts = decide(
+                    before,
+                    command,
+                    actor=asked.actor,
+                    at=at,
+                    policy=self.policy,
+                    assignee=assignee,
+                    if_match=asked.if_match,
+                )
+            except Refusal as refusal:
+                if fresh:
+                    raise await self._explained(refusal, ticket_id, asked) from None
+                before, fresh = await self._refreshed(ticket_id, before), True
+                continue
+            assert before is not None  # noqa: S101 - decide refuses where there is no ticket
+            if not facts and not fresh:
+                before, fresh = await self._refreshed(ticket_id, before), True
+                continue
+            if not facts and asked.key is None:
+                return Answer(before, self._ledger.newest)
+            outcome = await self._append(ticket_id, before.version, facts, asked, command_id, fingerprint)
+            match outcome.verdict:
+                case "appended":
+                    return self._done(facts, before, outcome)
+                case "duplicate":
+                    return await self._again(outcome, fingerprint)
+                case "conflict":
+                    before, fresh = await self._caught_up(ticket_id, before, outcome.version), True
+        raise TooContended(attempts=self._attempts)
+
+    async def _append(
+        self,
+        ticket_id: UUID,
+        version: int,
+        facts: tuple[TicketEvent, ...],
+        asked: Asked,
+        command_id: UUID,
+        fingerprint: bytes,
+    ) -> Outcome:
+        about = Metadata(
+            actor=By(asked.actor.id, asked.actor.username, asked.actor.role),
+            command_id=command_id,
+            ip_address=asked.ip_address,
+            request_id=asked.request_id,
+        )
+        return await self._ledger.append(
+            Append(
+                command_id=command_id,
+                stream_id=ticket_id,
+                expected_version=version,
+                facts=tuple((fact, about) for fact in facts),
+                fingerprint=fingerprint,
+            )
+        )
+
+    def _done(self, facts: tuple[TicketEvent, ...], before: Ticket | None, outcome: Outcome) -> Answer:
+        ticket = fold(facts, before)
+        assert ticket is not None  # noqa: S101 - there is a fact or there was a ticket
+        self._remember(ticket)
+        return Answer(ticket, outcome.position)
+
+    async def _again(self, first: Outcome, fingerprint: bytes) -> Answer:
+        """The answer that this command got the first time: the ticket as it was right after it."""
+        if first.fingerprint != fingerprint:
+            raise IdempotencyKeyReused
+        ticket = await self.ticket(first.stream_id, upto=first.version)
+        if ticket is None:
+            raise NotFound
+        return Answer(ticket, first.position, replayed=True)
+
+    async def _explained(self, refusal: Refusal, ticket_id: UUID, asked: Asked) -> Refusal:
+        """The refusal, and if it is that others were first, with what they did."""
+        if not isinstance(refusal, VersionMismatch):
+            return refusal
+        oldest = min(asked.if_match or (), default=0)
+        since = await self._ledger.load(ticket_id, after=oldest, upto=oldest + _EVENTS_SHOWN)
+        events = [
+            {
+                "version": one.fact.originator_version,
+                "topic": one.fact.TOPIC,
+                "occurred_at": one.fact.timestamp,
+            }
+            for one in since
+        ]
+        return VersionMismatch(**refusal.details, events=events)
+
+    async def _assignee(self, command: Command, actor: Actor) -> Assignee | None:
+        if not isinstance(command, Assign) or not isinstance(command.assignee_id, UUID):
+            return None
+        if command.assignee_id == actor.id:
+            return Assignee(id=actor.id, teams=actor.teams)
+        return await self._find_assignee(command.assignee_id)
+
+    async def _caught_up(self, ticket_id: UUID, ticket: Ticket, version: int) -> Ticket | None:
+        """The ticket at `version` or later: at hand, where the winner came through this process."""
+        known = self._cache.get(ticket_id)
+        if known is not None and known.version >= version:
+            return known
+        return await self._refreshed(ticket_id, ticket)
+
+    async def _refreshed(self, ticket_id: UUID, ticket: Ticket | None) -> Ticket | None:
+        facts = await self._ledger.facts(ticket_id, after=ticket.version if ticket else 0)
+        ticket = fold(cast("list[TicketEvent]", facts), ticket)
+        if ticket is not None:
+            self._remember(ticket)
+        return ticket
+
+    def _remember(self, ticket: Ticket) -> None:
+        known = self._cache.get(ticket.id)
+        if known is None or known.version < ticket.version:
+            self._cache[ticket.id] = ticket
+
+
+class _Numbers:
+    """Draws ticket numbers for all who wait for one at the same time in one query."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._waiting: list[asyncio.Future[int]] = []
+        self._drawing: asyncio.Task[None] | None = None
+
+    async def next(self) -> int:
+        number: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(number)
+        if self._drawing is None or self._drawing.done():
+            self._drawing = asyncio.create_task(self._draw())
+        return await number
+
+    async def _draw(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            try:
+                numbers = await self._ledger.ticket_numbers(len(waiting))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+                for future in waiting:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for future, number in zip(waiting, numbers, strict=True):
+                if not future.done():
+                    future.set_result(number)
