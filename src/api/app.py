@@ -18,6 +18,7 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 from litestar import Litestar, Router
 from litestar.datastructures import State
+from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
@@ -25,7 +26,7 @@ from api.commands.tickets import COMMAND_ROUTES
 from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS
 from api.queries.system import explain_problem, health, metrics, ready
-from api.queries.tickets import QUERY_ROUTES
+from api.queries.tickets import QUERIES, QUERY_ROUTES
 from api.requests import Installation
 from api.settings import Settings
 from projections import people
@@ -87,20 +88,18 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
 
 
 def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
-    routes: list[Any] = [health, ready, metrics, explain_problem, openapi.docs_assets()]
+    routes: list[ControllerRouterHandler] = [health, ready, metrics, explain_problem]
     halves = (*COMMAND_ROUTES * ("commands" in parts), *QUERY_ROUTES * ("queries" in parts))
     if halves:
         routes.append(Router(served.settings.api_v1_prefix, route_handlers=halves))
-    app = Litestar(
-        routes,
+    return Litestar(
+        [*routes, *openapi.documentation(routes, QUERIES, "Ticket Service", served.settings.service_version)],
         exception_handlers=HANDLERS,
-        openapi_config=openapi.openapi_config("Ticket Service", served.settings.service_version),
+        openapi_config=None,
         request_max_body_size=served.settings.max_body_bytes,
         state=State({"installation": served}),
         logging_config=None,
     )
-    openapi.complete(app)
-    return app
 
 
 async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) -> None:
@@ -113,7 +112,7 @@ async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) ->
         backlog=1024,
         http1_settings=HTTP1Settings(max_buffer_size=_LONGEST_HEADERS, header_read_timeout=10_000),
         websockets=False,
-        log_level=LogLevels.warning,
+        log_level=LogLevels.error,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -95,9 +95,7 @@ class Tokens:
             if "\0" in text:
                 raise Unauthorized("The token's claims are not good: NUL in a name.")
         teams = tuple(sorted(set(claims.teams)))
-        return Actor(id=claims.sub, role=claims.role, username=claims.username, teams=teams), float(
-            claims.exp
-        )
+        return Actor(id=claims.sub, role=claims.role, username=claims.username, teams=teams), float(claims.exp)
 
 
 def make_token(

@@ -6,11 +6,11 @@ commands do; this is how they are asked for.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final, NoReturn
 from uuid import UUID, uuid5
 
@@ -36,7 +36,7 @@ from api.settings import Settings, SettingsError, read_settings
 from projections import rebuild as rebuilding
 from projections.status import read_status
 from tickets import integrity
-from tickets.ledger import CONNECTION_LOST, Ledger, connect
+from tickets.ledger import CONNECTION_LOST, connect
 from tickets.permissions import Role
 
 _DEMO: Final = UUID("6f0e7a52-2f6e-5b0c-9a53-0d2f7c0a3f10")
@@ -47,7 +47,7 @@ _err: Final = Console(stderr=True, highlight=False)
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s")
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "-/s")
 
 
 @contextmanager
@@ -73,12 +73,12 @@ class _Told:
 
 
 def _fail(message: str) -> NoReturn:
-    _err.print(message, style="red", markup=False)
+    _err.print(message, style="red", markup=False, soft_wrap=True)
     sys.exit(2)
 
 
 def _say(message: str) -> None:
-    _err.print(message, markup=False)
+    _err.print(message, markup=False, soft_wrap=True)
 
 
 def _json(value: Any) -> None:
@@ -127,9 +127,7 @@ def main() -> None:
 @main.command()
 @click.option("--host", help="The address to listen on (SERVICE_HOST).")
 @click.option("--port", type=click.IntRange(1, 65_535), help="The port to listen on (SERVICE_PORT).")
-@click.option(
-    "--only", multiple=True, type=click.Choice(app.PARTS), help="Run only this part; may be repeated."
-)
+@click.option("--only", multiple=True, type=click.Choice(app.PARTS), help="Run only this part; may be repeated.")
 def serve(host: str | None, port: int | None, only: tuple[app.Part, ...]) -> None:
     """Run the service: everything in one process, or the parts that --only names."""
     settings = _settings()
@@ -147,7 +145,6 @@ def serve(host: str | None, port: int | None, only: tuple[app.Part, ...]) -> Non
 @contextmanager
 def _terminating() -> Iterator[None]:
     """Have SIGTERM end the process by an exception while nobody else handles it, so that all is taken down."""
-    import signal  # noqa: PLC0415
 
     def leave(_number: int, _frame: object) -> NoReturn:
         raise SystemExit(143)
@@ -163,27 +160,21 @@ def _terminating() -> Iterator[None]:
 
 def _welcome(settings: Settings, host: str, port: int) -> None:
     base = f"http://{host}:{port}"
-    where = (
-        "PostgreSQL at DATABASE_URL"
-        if settings.database_url
-        else f"embedded PostgreSQL in {settings.data_dir}"
-    )
+    where = "PostgreSQL at DATABASE_URL" if settings.database_url else f"embedded PostgreSQL in {settings.data_dir}"
     _say(f"Ticket Service runs at {base} ({where}); the documentation is at {base}/docs")
     if not settings.signs_tokens:
         return
     _say("Tokens for trying it out, good for 12 hours:")
     token = ""
     for role, name in ((Role.END_USER, "uma"), (Role.SENIOR_ENGINEER, "sam"), (Role.ADMIN, "ada")):
-        token = auth.make_token(
-            settings, role=role, sub=uuid5(_DEMO, name), username=name, teams=("Network",)
-        )
-        _err.print(f"\n{role.value} {name}:\n{token}", markup=False, soft_wrap=True)
+        token = auth.make_token(settings, role=role, sub=uuid5(_DEMO, name), username=name, teams=("Network",))
+        _say(f"\n{role.value} {name}:\n{token}")
     curl = (
         f"curl -s {base}{settings.api_v1_prefix}/tickets -H 'Authorization: Bearer {token}' "
         "-H 'Content-Type: application/json' "
-        """-d '{"title": "Production server down", "description": "Web server not responding", "category": "INCIDENT"}'"""
+        """-d '{"title": "Server down", "description": "It does not respond", "category": "INCIDENT"}'"""
     )
-    _err.print(f"\nTry it:\n{curl}\n", markup=False, soft_wrap=True)
+    _say(f"\nTry it:\n{curl}\n")
 
 
 @main.command()
@@ -191,9 +182,7 @@ def _welcome(settings: Settings, host: str, port: int) -> None:
 @click.option("--sub", type=click.UUID, help="The person's id; by default one that follows from the name.")
 @click.option("--username", help="The person's name; by default the role in lower case.")
 @click.option("--team", "teams", multiple=True, help="A team of theirs; may be repeated.")
-@click.option(
-    "--hours", type=click.FloatRange(min=0, min_open=True, max=24 * 365), default=12, show_default=True
-)
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True, max=24 * 365), default=12, show_default=True)
 def token(role: str, sub: UUID | None, username: str | None, teams: tuple[str, ...], hours: float) -> None:
     """A token signed with this installation's key."""
     settings = _settings()
@@ -282,9 +271,7 @@ def status(*, as_json: bool) -> None:
             f"ledger at {seen.ledger:,}; {'a runner leads' if seen.led else 'no runner leads: start the service'}"
         )
         for one in seen.projections:
-            click.echo(
-                f"{one.name:<10} at {one.position:>12,}  {one.behind:>8,} behind  {one.parked} streams parked"
-            )
+            click.echo(f"{one.name:<10} at {one.position:>12,}  {one.behind:>8,} behind  {one.parked} streams parked")
         for one in seen.parked:
             click.echo(f"parked: {one.projection} {one.stream_id} from {one.position}: {one.error}")
     sys.exit(1 if seen.parked else 0)
@@ -335,9 +322,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, as_json: bool) -> None:
         _json(compared)
     else:
         for one in compared:
-            verdict = (
-                "as it should be" if one.clean else f"{one.missing} rows missing, {one.unexpected} unexpected"
-            )
+            verdict = "as it should be" if one.clean else f"{one.missing} rows missing, {one.unexpected} unexpected"
             click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}")
         took = max((datetime.now(UTC) - started).total_seconds(), 0.001)
         _say(f"{facts:,} facts in {took:.1f} s, {facts / took:,.0f}/s")

@@ -135,9 +135,7 @@ def _stop(cluster: Path) -> None:
 
 
 def _run(*arguments: str) -> None:
-    done = subprocess.run(
-        _command(*arguments), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    done = subprocess.run(_command(*arguments), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise EmbeddedServerError(
             f"The embedded PostgreSQL cannot {' '.join(arguments[:2])}: {(done.stderr or done.stdout).strip()}\n"
@@ -156,8 +154,10 @@ def _command(program: str, *arguments: str) -> list[str]:
 
 
 def _socket_dir(data_dir: Path) -> Path:
-    """A folder that only we can enter: with the data, or where the path would be too long for a socket, in
-    the temporary folder under a name that follows from the data's.
+    """A folder that only we can enter.
+
+    It is with the data, or where the path would be too long for a socket, in the temporary folder under a
+    name that follows from the data's.
     """
     sockets = data_dir / "run"
     if len(str(sockets)) > _SOCKET_PATH_LIMIT:
@@ -166,7 +166,5 @@ def _socket_dir(data_dir: Path) -> Path:
     sockets.mkdir(mode=0o700, exist_ok=True)
     found = sockets.lstat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o077 or sockets.is_symlink():
-        raise EmbeddedServerError(
-            f"{sockets} must be a folder of yours that nobody else can enter (mode 0700)."
-        )
+        raise EmbeddedServerError(f"{sockets} must be a folder of yours that nobody else can enter (mode 0700).")
     return sockets

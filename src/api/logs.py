@@ -29,9 +29,7 @@ SECONDS: Final = Histogram(
     ("method", "route"),
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-LEDGER_POSITION: Final = Gauge(
-    "ledger_position", "The newest position of the ledger that this process knows of."
-)
+LEDGER_POSITION: Final = Gauge("ledger_position", "The newest position of the ledger that this process knows of.")
 PROJECTED_POSITION: Final = Gauge("projected_position", "How far all read models have come.")
 WAITING: Final = Gauge("ledger_waiting_commands", "Commands that wait for the next commit.")
 

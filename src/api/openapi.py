@@ -3,30 +3,32 @@
 Deliberately absent: the endpoints; they describe themselves, and here is what they have in common.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from litestar import Litestar, Router
+import msgspec
+from litestar import Litestar, Request, Response, Router, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin, RedocRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import (
-    Components,
-    Example,
-    OpenAPIMediaType,
-    Operation,
-    Parameter,
-    Schema,
-    SecurityScheme,
-    Tag,
-)
-from litestar.openapi.spec.enums import OpenAPIType
+from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import Components, Example, SecurityScheme, Tag
 from litestar.static_files import create_static_files_router
+from litestar.types import ControllerRouterHandler
+from msgspec import Struct
 
 from api.problems import MEDIA_TYPE, ProblemDetails
 
 ASSETS: Final = "/docs/assets"
+
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; worker-src blob:"
+    )
+}
+"""The pages ask nobody but us for anything."""
 
 _TICKET: Final[dict[str, Any]] = {
     "id": "01a20a58-ca6b-71ac-903d-6ff6d25faa81",
@@ -159,9 +161,7 @@ def answers(status: int, kind: type | None, description: str) -> dict[int, Respo
             examples=[Example(value=_ANSWERS[kind.__name__])] if kind else None,
         ),
         **{
-            code: ResponseSpec(
-                ProblemDetails, description=text, media_type=MEDIA_TYPE, generate_examples=False
-            )
+            code: ResponseSpec(ProblemDetails, description=text, media_type=MEDIA_TYPE, generate_examples=False)
             for code, text in (_COMMON_PROBLEMS | _COMMAND_PROBLEMS).items()
         },
     }
@@ -178,73 +178,118 @@ _QUERY_HEADERS: Final = {
 }
 
 
-def openapi_config(title: str, version: str) -> OpenAPIConfig:
-    """How the document is made and where it is shown."""
-    return OpenAPIConfig(
-        title=title,
-        version=version,
-        description="Tickets, event-sourced: commands append facts, queries read what follows from them.",
-        path="/",
-        use_handler_docstrings=True,
-        tags=[
-            Tag(
-                "Commands",
-                "What changes something. Each answers with the `Ledger-Position` of what it wrote.",
+def documentation(
+    routes: Sequence[ControllerRouterHandler], queries: Mapping[str, type[Struct]], title: str, version: str
+) -> list[ControllerRouterHandler]:
+    """The routes that show what `routes` are: /openapi.json, /docs, /redoc, and the files that those need.
+
+    `queries` has the query parameters of an operation, by its id.
+
+    The document is made by an application of its own, because the one that serves would add its own pages
+    and its own way of saying 404.
+    """
+    described = Litestar(
+        list(routes),
+        openapi_config=OpenAPIConfig(
+            title=title,
+            version=version,
+            description="Tickets, event-sourced: commands append facts, queries read what follows from them.",
+            use_handler_docstrings=True,
+            tags=[
+                Tag(
+                    "Commands",
+                    "What changes something. Each answers with the `Ledger-Position` of what it wrote.",
+                ),
+                Tag("Queries", "What only looks. Each says in `Ledger-Position` how far its data goes."),
+                Tag("System", "For operators."),
+            ],
+            components=Components(
+                security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
             ),
-            Tag("Queries", "What only looks. Each says in `Ledger-Position` how far its data goes."),
-            Tag("System", "For operators."),
-        ],
-        components=Components(
-            security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
         ),
-        render_plugins=[
-            JsonRenderPlugin(path="/openapi.json"),
-            SwaggerRenderPlugin(
-                path="/docs",
-                js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-bundle.js",
-                css_url=f"{ASSETS}/swagger-ui-dist/swagger-ui.css",
-                standalone_preset_js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-standalone-preset.js",
-                favicon=f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">',
-            ),
-            RedocRenderPlugin(
-                path="/redoc",
-                js_url=f"{ASSETS}/redoc/bundles/redoc.standalone.js",
-                google_fonts=False,
-                favicon=f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">',
-            ),
-        ],
+        logging_config=None,
     )
-
-
-def complete(app: Litestar) -> None:
-    """Add to the document what all commands and all queries have in common, and the examples."""
-    for path in (app.openapi_schema.paths or {}).values():
-        for method in ("get", "put", "post", "patch", "delete"):
-            operation: Operation | None = getattr(path, method)
-            if operation is None:
-                continue
-            headers = _COMMAND_HEADERS if operation.tags == ["Commands"] else _QUERY_HEADERS
-            if operation.tags in (["Commands"], ["Queries"]):
-                operation.parameters = [*(operation.parameters or []), *map(_header, headers.items())]
-            example = _BODIES.get(operation.operation_id or "")
-            if example is not None and operation.request_body is not None:
-                content = getattr(operation.request_body, "content", {})
-                for media in content.values():
-                    media.example = example
-                if method == "patch":
-                    content["application/merge-patch+json"] = OpenAPIMediaType(
-                        schema=content["application/json"].schema, example=example
-                    )
-
-
-def _header(header: tuple[str, str]) -> Parameter:
-    name, description = header
-    return Parameter(
-        name, "header", description=description, required=False, schema=Schema(type=OpenAPIType.STRING)
+    document = described.openapi_schema.to_schema()
+    _complete(document, queries)
+    icon = f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">'
+    swagger = SwaggerRenderPlugin(
+        js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-bundle.js",
+        css_url=f"{ASSETS}/swagger-ui-dist/swagger-ui.css",
+        standalone_preset_js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-standalone-preset.js",
+        favicon=icon,
     )
+    redoc = RedocRenderPlugin(js_url=f"{ASSETS}/redoc/bundles/redoc.standalone.js", google_fonts=False, favicon=icon)
+
+    @get("/openapi.json", sync_to_thread=False)
+    def openapi_json() -> Response[bytes]:
+        return Response(msgspec.json.encode(document), media_type="application/json")
+
+    @get("/docs", sync_to_thread=False)
+    def docs(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return Response(swagger.render(request, document), media_type="text/html", headers=_PAGE_HEADERS)
+
+    @get("/redoc", sync_to_thread=False)
+    def redoc_page(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return Response(redoc.render(request, document), media_type="text/html", headers=_PAGE_HEADERS)
+
+    @get("/", sync_to_thread=False)
+    def root() -> Response[None]:
+        return Response(None, status_code=303, headers={"Location": "/docs"})
+
+    return [openapi_json, docs, redoc_page, root, _assets()]
 
 
-def docs_assets() -> Router:
+def _complete(document: dict[str, Any], queries: Mapping[str, type[Struct]]) -> None:
+    """Add what all commands and all queries have in common, the parameters of queries, and the examples."""
+    for path in document["paths"].values():
+        for method, operation in path.items():
+            headers = {"Commands": _COMMAND_HEADERS, "Queries": _QUERY_HEADERS}.get(operation["tags"][0], {})
+            parameters = [
+                {
+                    "name": name,
+                    "in": "header",
+                    "description": text,
+                    "required": False,
+                    "schema": {"type": "string"},
+                }
+                for name, text in headers.items()
+            ]
+            if operation["operationId"] in queries:
+                parameters += _parameters(queries[operation["operationId"]], document["components"]["schemas"])
+            if parameters:
+                operation["parameters"] = [*operation.get("parameters", []), *parameters]
+            content = operation.get("requestBody", {}).get("content", {})
+            for media in content.values():
+                media["example"] = _BODIES[operation["operationId"]]
+            if method == "patch":
+                content["application/merge-patch+json"] = content["application/json"]
+
+
+def _parameters(query: type[Struct], components: dict[str, Any]) -> list[dict[str, Any]]:
+    """The fields of a query's Struct as parameters; what they refer to is added to the components."""
+    _, defined = msgspec.json.schema_components([query], ref_template="#/components/schemas/{name}")
+    fields = defined.pop(query.__name__)["properties"]
+    for name, schema in defined.items():
+        components.setdefault(name, schema)
+    return [
+        {"name": name, "in": "query", "required": False, "schema": _not_null(schema)} for name, schema in fields.items()
+    ]
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter that is not there is not null but not there."""
+    rest = [one for one in schema.get("anyOf", []) if one != {"type": "null"}]
+    if len(rest) == 1:
+        schema = {
+            **{key: value for key, value in schema.items() if key not in ("anyOf", "default")},
+            **rest[0],
+        }
+    if schema.get("default") is None:
+        schema = {key: value for key, value in schema.items() if key != "default"}
+    return schema
+
+
+def _assets() -> Router:
     """The scripts and styles of the documentation pages, as drf-spectacular-sidecar packages them."""
     package = find_spec("drf_spectacular_sidecar")
     if package is None or package.origin is None:

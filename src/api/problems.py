@@ -4,6 +4,7 @@ PROBLEMS is the list; /problems/<slug> explains each. Deliberately absent: decid
 refused.
 """
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -72,15 +73,11 @@ PROBLEMS: Final[dict[str, Kind]] = {
         "Unsupported media type",
         "Send `Content-Type: application/json`; PATCH also takes `application/merge-patch+json`.",
     ),
-    "idempotency-key-reused": Kind(
-        422, "Idempotency-Key used for something else", "Take a new key for a new command."
-    ),
+    "idempotency-key-reused": Kind(422, "Idempotency-Key used for something else", "Take a new key for a new command."),
     "unknown-assignee": Kind(422, "Unknown assignee", "Assign somebody who has signed in at least once."),
     "precondition-required": Kind(428, "If-Match required", "Send the ETag that you last saw as `If-Match`."),
     "overloaded": Kind(503, "Overloaded", "Nothing was written. Try again after `Retry-After` seconds."),
-    "too-contended": Kind(
-        503, "Too contended", "Nothing was written. Try again after `Retry-After` seconds."
-    ),
+    "too-contended": Kind(503, "Too contended", "Nothing was written. Try again after `Retry-After` seconds."),
     "ledger-unavailable": Kind(
         503,
         "Database away",
@@ -195,9 +192,7 @@ def problem(
         current_version=(details or {}).get("current_version"),
         events=(details or {}).get("events"),
     )
-    return Response(
-        msgspec.json.encode(body), status_code=kind.status, media_type=MEDIA_TYPE, headers=headers
-    )
+    return Response(msgspec.json.encode(body), status_code=kind.status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def on_refusal(request: AnyRequest, refusal: Refusal) -> Response[bytes]:
@@ -232,16 +227,11 @@ def on_bad_cursor(request: AnyRequest, error: BadCursor) -> Response[bytes]:
 
 def on_http_exception(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """What the framework refuses: unknown paths and methods, bad parameters and bodies."""
-    slug = _STATUSES.get(
-        error.status_code, "invalid-request" if error.status_code < 500 else "internal-error"
-    )
+    slug = _STATUSES.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal-error")
     if slug == "internal-error":
         return on_unexpected(request, error)
-    errors = [
-        FieldError(str(one.get("key") or one.get("source") or "body"), str(one.get("message", "")))
-        for one in (error.extra if isinstance(error.extra, list) else [])
-        if isinstance(one, dict)
-    ]
+    extra = error.extra if isinstance(error.extra, list) else []
+    errors = [_field_error(one) for one in extra if isinstance(one, dict)]
     detail = PROBLEMS[slug].advice if slug != "invalid-request" else _what(error, errors)
     if slug == "invalid-request" and not errors:
         errors = [FieldError("body", detail)]
@@ -261,11 +251,24 @@ def on_unexpected(request: AnyRequest, error: Exception) -> Response[bytes]:
     return problem(request.url.path, "internal-error", "Something went wrong here; it has been logged.")
 
 
+_NAMED: Final = re.compile(r"(?:unknown|missing required) field `(?P<field>[^`]*)`")
+
+
+def _field_error(one: dict[str, Any]) -> FieldError:
+    """The field that msgspec and litestar mean: for a whole body they say `data`, and name it in the text."""
+    message = str(one.get("message", ""))
+    key = str(one.get("key") or one.get("source") or "body")
+    named = _NAMED.search(message)
+    if named is not None:
+        return FieldError(named["field"] if key == "data" else f"{key}.{named['field']}", message)
+    return FieldError("body" if key == "data" else key, message)
+
+
 def _what(error: HTTPException, errors: list[FieldError]) -> str:
     if errors:
         return "; ".join(f"{one.field}: {one.message}" for one in errors)
     cause = error.__cause__
-    return str(cause) if isinstance(cause, msgspec.MsgspecError | UnicodeDecodeError) else error.detail
+    return f"is not JSON: {cause}" if isinstance(cause, msgspec.MsgspecError | ValueError) else error.detail
 
 
 HANDLERS: Final[dict[int | type[Exception], Any]] = {

@@ -5,13 +5,16 @@ see, and for queries, how fresh the answer must be. Deliberately absent: what th
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any, Final
+from typing import Any, Final, TypeVar, get_origin
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
+from litestar.types import Empty
 from msgspec import Struct
 
 from api.auth import Tokens
@@ -52,6 +55,8 @@ class Installed(State):
 
 ApiRequest = Request[Actor, Any, Installed]
 
+T = TypeVar("T", bound=Struct)
+
 
 async def before_command(request: ApiRequest) -> Response[bytes] | None:
     """Who asks, and whether the body may be read."""
@@ -82,9 +87,7 @@ def asked(request: ApiRequest) -> Asked:
         and installation(request).settings.require_if_match
         and not request.url.path.endswith("/tickets")
     ):
-        raise Problem(
-            "precondition-required", "Send If-Match with the ETag of the ticket as you last saw it."
-        )
+        raise Problem("precondition-required", "Send If-Match with the ETag of the ticket as you last saw it.")
     return Asked(
         actor=request.user,
         key=_idempotency_key(headers.get("idempotency-key")),
@@ -120,9 +123,7 @@ def client_address(request: ApiRequest) -> str | None:
     proxies = installation(request).settings.proxies
     if not proxies or address is None or not _within(address, proxies):
         return address
-    forwarded = [
-        part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()
-    ]
+    forwarded = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
     for hop in reversed(forwarded):
         try:
             trusted = _within(hop, proxies)
@@ -153,17 +154,16 @@ def _idempotency_key(header: str | None) -> str | None:
         return None
     found = _KEY.match(header.strip())
     if found is None:
-        raise InvalidRequest(
-            "Idempotency-Key", "must be 1 to 255 visible ASCII characters, bare or in double quotes"
-        )
+        raise InvalidRequest("Idempotency-Key", "must be 1 to 255 visible ASCII characters, bare or in double quotes")
     return found["quoted"] or found["bare"]
 
 
 async def _check_body(request: ApiRequest) -> None:
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    wanted = "data" in request.route_handler.parsed_fn_signature.parameters
+    data = request.route_handler.parsed_fn_signature.parameters.get("data")
+    wanted = data is not None
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if has_body or (wanted and kind):
+    if has_body:
         accepted = (_JSON, _MERGE_PATCH) if request.method == "PATCH" else (_JSON,)
         if kind not in accepted:
             raise Problem(
@@ -173,7 +173,7 @@ async def _check_body(request: ApiRequest) -> None:
     body = await request.body()
     if not wanted and body.strip():
         raise InvalidRequest("body", "this command takes no body")
-    if wanted and not body.strip():
+    if data is not None and not body.strip() and data.default is Empty:
         raise InvalidRequest("body", "a JSON object is required")
     check_json(body)
 
@@ -214,25 +214,32 @@ def _check_query_string(request: ApiRequest) -> None:
         raise InvalidRequest("query", "is not UTF-8") from None
     if "\0" in text:
         raise InvalidRequest("query", "must not contain the NUL character")
-    known = _parameters(request.route_handler.fn)
-    for name in request.query_params:
-        if name not in known:
-            raise InvalidRequest(
-                name, f"is not a parameter here; there are {', '.join(sorted(known)) or 'none'}"
-            )
 
 
-def _parameters(handler: Callable[..., Any]) -> frozenset[str]:
-    names = getattr(handler, "query_parameters", None)
-    if names is None:
-        code = handler.__code__
-        names = frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {
-            "request",
-            "ticket_id",
-            "self",
-        }
-        handler.query_parameters = names  # type: ignore[attr-defined] # remembered with the function it is about
-    return names
+def query(request: ApiRequest, kind: type[T]) -> T:
+    """The query parameters as a Struct. Raises InvalidRequest, naming the parameter."""
+    fields = _fields(kind)
+    values: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in fields:
+            raise InvalidRequest(name, f"is not a parameter here; there are {', '.join(sorted(fields)) or 'none'}")
+        if fields[name]:
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise InvalidRequest(name, "may be given once")
+        else:
+            values[name] = value
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise InvalidRequest(re.split(r"[`\[]", path)[0] or "query", message) from None
+
+
+@cache
+def _fields(kind: type[Struct]) -> dict[str, bool]:
+    """The parameters that a query has, and whether each may be repeated."""
+    return {field.encode_name: get_origin(field.type) is tuple for field in msgspec.structs.fields(kind)}
 
 
 async def _wait_until_fresh(request: ApiRequest) -> None:
@@ -248,5 +255,5 @@ async def _wait_until_fresh(request: ApiRequest) -> None:
     if not await served.freshness.wait_for(int(header), timeout):
         raise Problem(
             "not-fresh-yet",
-            f"The read models are at {served.freshness.projected}; you asked for {header} and {timeout:g} s have passed.",
+            f"The read models are at {served.freshness.projected}; you asked for {header}, {timeout:g} s ago.",
         )

@@ -128,7 +128,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         if field.type is bool:
             value = text.lower()
         try:
-            values[field.name] = msgspec.convert(value, field.type, strict=False)
+            values[field.name] = msgspec.convert(value, field.type, strict=False, dec_hook=_path)
         except msgspec.ValidationError as error:
             shown = "" if "KEY" in field.encode_name else f" {text!r}"
             raise SettingsError(f"{field.encode_name}{shown} is not usable: {error}") from None
@@ -137,13 +137,15 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return settings
 
 
+def _path(kind: type[Path], value: str) -> Path:
+    return kind(value)
+
+
 def _check(settings: Settings) -> None:
     try:
         _ = settings.proxies
     except ValueError as error:
-        raise SettingsError(
-            f"TRUSTED_PROXIES is not usable: {error}; write addresses or networks, by commas"
-        ) from None
+        raise SettingsError(f"TRUSTED_PROXIES is not usable: {error}; write addresses or networks, by commas") from None
     url = settings.database_url
     if url is not None and not url.startswith(("postgresql://", "postgres://")):
         raise SettingsError("DATABASE_URL is not usable: it must begin with postgresql://")

@@ -40,7 +40,7 @@ class Freshness:
             elif not future.done():
                 future.set_result(None)
 
-    async def wait_for(self, position: int, timeout: float) -> bool:  # noqa: ASYNC109 - the answer says whether it ran out
+    async def wait_for(self, position: int, timeout: float) -> bool:
         """Wait until the read models have this position, `timeout` seconds at most; whether they have."""
         if position <= self.projected:
             return True
@@ -63,9 +63,7 @@ class Freshness:
                 await asyncio.sleep(_POLL)
                 continue
             try:
-                await connection.add_listener(
-                    "ledger", lambda _c, _p, _n, at: self._ledger.heard_of(int(str(at)))
-                )
+                await connection.add_listener("ledger", lambda _c, _p, _n, at: self._ledger.heard_of(int(str(at))))
                 await connection.add_listener(CHANNEL, lambda _c, _p, _n, at: self.reached(int(str(at))))
                 while True:
                     await self.look(connection)

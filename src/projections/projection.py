@@ -9,7 +9,6 @@ rebuild.py).
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
-from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -64,9 +63,7 @@ class Projection(Struct, frozen=True):
 decode_metadata: Final = msgspec.json.Decoder(Metadata).decode
 
 
-async def write(
-    connection: Connection, projection: Projection, rows: Sequence[Row], schema: str = LIVE
-) -> None:
+async def write(connection: Connection, projection: Projection, rows: Sequence[Row], schema: str = LIVE) -> None:
     """Write rows, in the order of the ledger, as one set."""
     if not rows:
         return
@@ -75,10 +72,8 @@ async def write(
     table, conflict = f"{schema}.{projection.name}", ""
     if projection.newest_only:
         updates = ", ".join(f"{column} = excluded.{column}" for column in projection.columns[1:])
-        conflict = (
-            f"on conflict ({projection.key}) do update set {updates} where t.position < excluded.position"
-        )
+        conflict = f"on conflict ({projection.key}) do update set {updates} where t.position < excluded.position"
     await connection.execute(
-        f"insert into {table} as t select * from unnest($1::{table}[]) {conflict}",  # noqa: S608 - our own names
+        f"insert into {table} as t select * from unnest($1::{table}[]) {conflict}",
         rows,
     )

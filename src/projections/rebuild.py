@@ -122,9 +122,7 @@ async def _make_beside(
 
 async def _positions(connection: Connection, wanted: dict[str, Projection]) -> dict[str, int]:
     checkpoints = await checkpoints_of(connection)
-    return {
-        one.application_name: one.notification_id for one in checkpoints if one.application_name in wanted
-    }
+    return {one.application_name: one.notification_id for one in checkpoints if one.application_name in wanted}
 
 
 async def _streams(reader: Connection, upto: int) -> AsyncIterator[list[Raw]]:
@@ -146,9 +144,7 @@ async def _streams(reader: Connection, upto: int) -> AsyncIterator[list[Raw]]:
         yield chunk
 
 
-def _rows_of_streams(
-    chunk: list[Raw], wanted: dict[str, Projection]
-) -> tuple[dict[str, list[Row]], list[Parked]]:
+def _rows_of_streams(chunk: list[Raw], wanted: dict[str, Projection]) -> tuple[dict[str, list[Row]], list[Parked]]:
     """The rows that whole streams make; of each stream only the newest row where only that one stands."""
     rows: dict[str, list[Row]] = {name: [] for name in wanted}
     given_up: list[Parked] = []
@@ -162,9 +158,7 @@ def _rows_of_streams(
                 break
         for name, one in wanted.items():
             try:
-                rows[name] += (
-                    _newest(one, steps) if one.newest_only else chain.from_iterable(map(one.rows, steps))
-                )
+                rows[name] += _newest(one, steps) if one.newest_only else chain.from_iterable(map(one.rows, steps))
             except Exception:  # noqa: BLE001 - the stream is gone through again, fact by fact, to park it at the one
                 made, error_at = _until_error(one, steps)
                 rows[name] += made[-1:] if one.newest_only else made
@@ -191,9 +185,7 @@ async def _copy(
 ) -> None:
     for name, new in rows.items():
         if new:
-            await connection.copy_records_to_table(
-                name, schema_name=BESIDE, columns=wanted[name].columns, records=new
-            )
+            await connection.copy_records_to_table(name, schema_name=BESIDE, columns=wanted[name].columns, records=new)
     await park(connection, given_up, BESIDE)
 
 
@@ -207,7 +199,8 @@ async def _add_indexes(connection: Connection, name: str) -> None:
     for constraint, definition, _ in constraints:
         await connection.execute(f"alter table {BESIDE}.{name} add constraint {constraint} {definition}")
     indexes = await connection.fetch(
-        "select pg_get_indexdef(indexrelid) from pg_index where indrelid = $1::text::regclass and indexrelid <> all($2::oid[])",
+        """select pg_get_indexdef(indexrelid) from pg_index
+           where indrelid = $1::text::regclass and indexrelid <> all($2::oid[])""",
         f"{LIVE}.{name}",
         [index for _, _, index in constraints],
     )
@@ -221,7 +214,7 @@ async def _compare(connection: Connection, one: Projection, position: int) -> Co
     row = await connection.fetchrow(
         f"""select (select count(*) from {beside}),
                    (select count(*) from (table {beside} except all table {live}) missing),
-                   (select count(*) from (table {live} except all table {beside}) unexpected)"""  # noqa: S608 - our own names
+                   (select count(*) from (table {live} except all table {beside}) unexpected)"""
     )
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return Compared(one.name, position, *row)
@@ -252,9 +245,7 @@ async def _swap(connection: Connection, wanted: dict[str, Projection], position:
         await connection.execute(f"insert into {LIVE}.parked table {BESIDE}.parked")
 
 
-async def _follow(
-    connection: Connection, wanted: dict[str, Projection], position: int, upto: int
-) -> tuple[int, bool]:
+async def _follow(connection: Connection, wanted: dict[str, Projection], position: int, upto: int) -> tuple[int, bool]:
     """Take the next facts into the tables beside; how far they are then, and whether there are more."""
     found = await connection.fetch(
         """select position, stream_id, version, topic, recorded_at, metadata, state from ledger.events
@@ -268,10 +259,7 @@ async def _follow(
     batch = [Raw(*row) for row in found]
     fold = Fold(connection)
     await fold.prepare(batch)
-    parked = {
-        (row[0], row[1])
-        for row in await connection.fetch(f"select projection, stream_id from {BESIDE}.parked")
-    }
+    parked = {(row[0], row[1]) for row in await connection.fetch(f"select projection, stream_id from {BESIDE}.parked")}
     rows, given_up = rows_of(batch, fold, dict.fromkeys(wanted, position), parked)
     for name, new in rows.items():
         await write(connection, wanted[name], new, BESIDE)

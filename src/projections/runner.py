@@ -237,8 +237,7 @@ async def catch_up(
         batch = [Raw(*row) for row in found]
         await fold.prepare(batch)
         parked = {
-            (row[0], row[1])
-            for row in await connection.fetch("select projection, stream_id from read_model.parked")
+            (row[0], row[1]) for row in await connection.fetch("select projection, stream_id from read_model.parked")
         }
         positions = {one.application_name: one.notification_id for one in checkpoints}
         rows, given_up = rows_of(batch, fold, positions, parked)
@@ -257,14 +256,13 @@ async def catch_up(
 
 async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[Tracking]:
     """How far each projection has come; one that is new begins at the beginning."""
-    query = (
-        "select projection, position from read_model.checkpoints order by projection" + " for update" * lock
-    )
+    query = "select projection, position from read_model.checkpoints order by projection" + " for update" * lock
     found = {name: Tracking(name, position) for name, position in await connection.fetch(query)}
     missing = [name for name in PROJECTIONS if name not in found]
     if missing:
         await connection.execute(
-            "insert into read_model.checkpoints select name, 0, now() from unnest($1::text[]) name on conflict do nothing",
+            """insert into read_model.checkpoints select name, 0, now() from unnest($1::text[]) name
+               on conflict do nothing""",
             missing,
         )
         return await checkpoints_of(connection, lock=lock)
@@ -274,11 +272,9 @@ async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[
 async def park(connection: Connection, given_up: Sequence[Parked], schema: str = LIVE) -> None:
     """Note the streams that a projection cannot follow."""
     for name, stream, position, error in given_up:
-        _log.error(
-            "projection.parked", projection=name, stream_id=str(stream), position=position, error=error
-        )
+        _log.error("projection.parked", projection=name, stream_id=str(stream), position=position, error=error)
     if given_up:
         await connection.executemany(
-            f"insert into {schema}.parked values ($1, $2, $3, $4, now()) on conflict do nothing",  # noqa: S608 - our own name
+            f"insert into {schema}.parked values ($1, $2, $3, $4, now()) on conflict do nothing",
             given_up,
         )

@@ -45,7 +45,6 @@ from tickets.sla import TARGETS, Priority, Target, due
 from tickets.ticket import Ticket, fold
 from tickets.values import Category, Description, Environment, Reason, ServiceName, Tags, TeamName, Title
 
-
 T = TypeVar("T")
 
 
@@ -208,9 +207,7 @@ def permission_for(command: Command) -> Permission:
             assert_never(command)
 
 
-def steps(
-    ticket: Ticket, *, actor: Actor, at: datetime, policy: Policy
-) -> tuple[tuple[Status, Refusal | None], ...]:
+def steps(ticket: Ticket, *, actor: Actor, at: datetime, policy: Policy) -> tuple[tuple[Status, Refusal | None], ...]:
     """Each step that the workflow has from here, with what speaks against the actor taking it now."""
 
     def objection(status: Status) -> Refusal | None:
@@ -262,9 +259,7 @@ def _refuse_passing_beyond(actor: Actor, command: Assign, assignee: Assignee | N
     who = assignee or (Assignee(id=to, teams=actor.teams) if isinstance(to, UUID) else None)
     if not may_pass_to(actor, who, None if command.team is UNSET else command.team):
         whom = (
-            "anybody but yourself"
-            if actor.role is Role.DEVOPS_ENGINEER
-            else "others than your teams and their members"
+            "anybody but yourself" if actor.role is Role.DEVOPS_ENGINEER else "others than your teams and their members"
         )
         raise Forbidden(role=actor.role, permission="assign", what=f"a ticket to {whom}")
 
@@ -329,9 +324,7 @@ def _changed(old: T, new: T | UnsetType) -> T | UnsetType:
     return UNSET if new == old else new
 
 
-def _assign(
-    ticket: Ticket, command: Assign, at: datetime, assignee: Assignee | None
-) -> Iterator[TicketEvent]:
+def _assign(ticket: Ticket, command: Assign, at: datetime, assignee: Assignee | None) -> Iterator[TicketEvent]:
     if command.assignee_id is UNSET and command.team is UNSET:
         raise InvalidCommand(
             field="assignee_id", message="say whom to assign: assignee_id, team or both; null for nobody"

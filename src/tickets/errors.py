@@ -30,7 +30,7 @@ class Forbidden(Refusal):
 
 
 class InvalidCommand(Refusal):
-    """{field}: {message}"""
+    """{field}: {message}."""
 
 
 class IllegalTransition(Refusal):

@@ -99,9 +99,7 @@ class Handler:
         # Refused before a number is drawn: a refusal should leave no gap.
         create(command, ticket_id=ticket_id, number="", actor=asked.actor, at=at, policy=self.policy)
         number = f"TKT-{at.year}-{await self._numbers.next():06d}"
-        facts = create(
-            command, ticket_id=ticket_id, number=number, actor=asked.actor, at=at, policy=self.policy
-        )
+        facts = create(command, ticket_id=ticket_id, number=number, actor=asked.actor, at=at, policy=self.policy)
         for _ in range(self._attempts):
             outcome = await self._append(ticket_id, 0, facts, asked, command_id, fingerprint)
             match outcome.verdict:

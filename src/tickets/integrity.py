@@ -22,9 +22,7 @@ _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-def leaf(
-    stream_id: UUID, version: int, topic: str, occurred_at: datetime, metadata: bytes, state: bytes
-) -> bytes:
+def leaf(stream_id: UUID, version: int, topic: str, occurred_at: datetime, metadata: bytes, state: bytes) -> bytes:
     """SHA-256 over the six parts, each after its length as four big-endian bytes.
 
     stream: its 16 bytes; version: 4 bytes; topic: UTF-8; time: microseconds since 1970 UTC, 8 bytes,
@@ -182,20 +180,14 @@ def _first_fault(batch: _Batch, chain: bytes, expected: int, versions: _Versions
         return Finding(batch.first, "no seal covers this fact")
     first, last = batch.rows[0]["position"], batch.rows[-1]["position"]
     if (first, last) != (batch.first, batch.last):
-        return Finding(
-            expected, f"the seal covers {batch.first} to {batch.last}, but the facts are {first} to {last}"
-        )
+        return Finding(expected, f"the seal covers {batch.first} to {batch.last}, but the facts are {first} to {last}")
     leaves = b"".join(row["leaf"] for row in batch.rows)
     if seal(chain, batch.first, batch.last, batch.sealed_at, leaves) != batch.seal:
-        return Finding(
-            batch.first, "the seal does not follow from the one before it and the facts that it covers"
-        )
+        return Finding(batch.first, "the seal does not follow from the one before it and the facts that it covers")
     return None
 
 
-async def _loose_ends(
-    connection: "asyncpg.Connection[asyncpg.Record]", chain: bytes, expected: int
-) -> Finding | None:
+async def _loose_ends(connection: "asyncpg.Connection[asyncpg.Record]", chain: bytes, expected: int) -> Finding | None:
     """What the walk along the facts cannot see: the head, seals beyond the last fact, and the commands."""
     head = await connection.fetchrow("select position, seal from ledger.head")
     if head is None or head["position"] != expected - 1:

@@ -299,9 +299,7 @@ class Ledger:
 
     async def ticket_numbers(self, count: int) -> list[int]:
         """The next `count` running numbers for tickets."""
-        rows = await self.pool.fetch(
-            "select nextval('ledger.ticket_numbers') from generate_series(1, $1::int)", count
-        )
+        rows = await self.pool.fetch("select nextval('ledger.ticket_numbers') from generate_series(1, $1::int)", count)
         return [row[0] for row in rows]
 
     async def _write(self, connection: Connection | None) -> None:
@@ -449,7 +447,7 @@ def _prepare(append: Append) -> _Prepared:
     return prepared
 
 
-async def _send(connection: Connection, batch: list[_Prepared], timeout: float) -> list[Outcome]:  # noqa: ASYNC109 - asyncpg's own
+async def _send(connection: Connection, batch: list[_Prepared], timeout: float) -> list[Outcome]:
     appends = [prepared.append for prepared in batch]
     counts = [len(append.facts) for append in appends]
     rows = await connection.fetch(

@@ -34,9 +34,7 @@ class People:
         self._known: LRUCache[UUID, Actor] = LRUCache(size)
         self._arriving: dict[UUID, asyncio.Lock] = {}
 
-    async def saw(
-        self, actor: Actor, *, request_id: str | None = None, ip_address: str | None = None
-    ) -> None:
+    async def saw(self, actor: Actor, *, request_id: str | None = None, ip_address: str | None = None) -> None:
         """Record what the token says of its bearer, unless the ledger says the same already.
 
         Raises what Ledger.append raises.
@@ -77,9 +75,7 @@ class People:
                 request_id=request_id,
             )
             outcome = await self._ledger.append(
-                Append(
-                    command_id=command_id, stream_id=stream, expected_version=version, facts=((seen, about),)
-                )
+                Append(command_id=command_id, stream_id=stream, expected_version=version, facts=((seen, about),))
             )
             if outcome.verdict == "conflict":
                 return  # somebody else noted something just now: look again

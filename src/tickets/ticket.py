@@ -93,9 +93,7 @@ def evolve(fact: TicketEvent, ticket: Ticket | None) -> Ticket:
         case StatusChanged():
             return _moved(ticket, version, at, fact.status)
         case Assigned():
-            return replace(
-                ticket, version=version, updated_at=at, assignee_id=fact.assignee_id, team=fact.team
-            )
+            return replace(ticket, version=version, updated_at=at, assignee_id=fact.assignee_id, team=fact.team)
         case Resolved():
             moved = _moved(ticket, version, at, Status.RESOLVED)
             return replace(moved, resolution_notes=fact.resolution_notes, resolved_at=at)
@@ -142,9 +140,7 @@ def fold(facts: Iterable[TicketEvent], ticket: Ticket | None = None) -> Ticket |
 
 def _created(fact: Created, ticket: Ticket | None) -> Ticket:
     if ticket is not None or fact.originator_version != 1:
-        raise BrokenStream(
-            f"{fact.originator_id} is created at version {fact.originator_version}, not once at 1"
-        )
+        raise BrokenStream(f"{fact.originator_id} is created at version {fact.originator_version}, not once at 1")
     return Ticket(
         id=fact.originator_id,
         version=1,

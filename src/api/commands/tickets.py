@@ -58,9 +58,7 @@ _COMMAND: Final[dict[str, Any]] = {
 _TICKET: Final = answers(200, TicketView, "The ticket after it.")
 
 
-async def _do(
-    request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200
-) -> Response[Any]:
+async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200) -> Response[Any]:
     """Have the command handled, and answer with the ticket after it."""
     served = installation(request)
     answer = await served.handler.handle(command, ticket_id, asked(request))
@@ -172,9 +170,7 @@ async def resolve_ticket(request: ApiRequest, ticket_id: UUID, data: Resolution)
 )
 async def close_ticket(request: ApiRequest, ticket_id: UUID, data: Closing | None = None) -> Response[bytes]:
     """End a resolved ticket. The body may be left out."""
-    return await _do(
-        request, ChangeStatus(status=Status.CLOSED, reason=data.reason if data else None), ticket_id
-    )
+    return await _do(request, ChangeStatus(status=Status.CLOSED, reason=data.reason if data else None), ticket_id)
 
 
 @post(

@@ -48,15 +48,13 @@ async def ready(request: AnyRequest) -> Response[bytes]:
     told = _health(_installation(request))
     status = 200 if told["status"] == "ok" else 503
     headers = {} if status == 200 else {"Retry-After": "1"}
-    return Response(
-        msgspec.json.encode(told), status_code=status, media_type="application/json", headers=headers
-    )
+    return Response(msgspec.json.encode(told), status_code=status, media_type="application/json", headers=headers)
 
 
 @get("/metrics", operation_id="metrics", tags=["System"])
 async def metrics() -> Response[bytes]:
     """Prometheus metrics."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @get("/problems/{slug:str}", operation_id="explainProblem", tags=["System"])

@@ -3,19 +3,18 @@
 Deliberately absent: how read models are searched (projections/) and what may happen next (tickets/).
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
 from litestar import Response, get
-from litestar.params import Parameter
 from msgspec import Meta, Struct
 
 from api.openapi import answers
 from api.problems import InvalidRequest
-from api.requests import ApiRequest, before_query, installation, not_modified
+from api.requests import ApiRequest, before_query, installation, not_modified, query
 from projections import history, tickets
 from projections.history import Action, Entry
 from projections.tickets import Filter, Sort, TicketView
@@ -29,22 +28,67 @@ from tickets.values import Category, Environment
 
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
-Statuses = Annotated[list[Status] | None, Parameter(query="status")]
-Priorities = Annotated[list[Priority] | None, Parameter(query="priority")]
-Categories = Annotated[list[Category] | None, Parameter(query="category")]
-Environments = Annotated[list[Environment] | None, Parameter(query="environment")]
-Actions = Annotated[list[Action] | None, Parameter(query="action")]
-AssigneeId = Annotated[
+Moment = Annotated[datetime, Meta(tz=True)]
+Text = Annotated[str, Meta(max_length=1_000)]
+PersonId = Annotated[
     str,
     Meta(
         pattern="^(me|none|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$",
-        description="A person's id, me or none.",
+        description="A person's id, `me` or `none`.",
     ),
 ]
-SortBy = Literal[
-    "created_at", "-created_at", "updated_at", "-updated_at", "priority", "-priority", "status", "-status"
-]
+SortBy = Literal["created_at", "-created_at", "updated_at", "-updated_at", "priority", "-priority", "status", "-status"]
+
+
+class ListQuery(Struct, frozen=True, kw_only=True):
+    """What a list can be asked for. A repeated parameter means any of its values."""
+
+    status: tuple[Status, ...] = ()
+    priority: tuple[Priority, ...] = ()
+    category: tuple[Category, ...] = ()
+    environment: tuple[Environment, ...] = ()
+    assignee_id: PersonId | None = None
+    team: Text | None = None
+    requester_id: UUID | None = None
+    affected_service: Text | None = None
+    tag: Text | None = None
+    created_from: Moment | None = None
+    created_to: Moment | None = None
+    updated_from: Moment | None = None
+    updated_to: Moment | None = None
+    breached: bool | None = None
+    sort: SortBy = "-created_at"
+    page: Number | None = None
+    page_size: PageSize = 20
+    cursor: Text | None = None
+
+
+class TicketQuery(Struct, frozen=True, kw_only=True):
+    """Which moment of a ticket's life; without either, now."""
+
+    version: Number | None = None
+    as_of: Moment | None = None
+
+
+class HistoryQuery(Struct, frozen=True, kw_only=True):
+    """Which entries of an audit trail."""
+
+    action: tuple[Action, ...] = ()
+    cursor: Annotated[str, Meta(pattern="^[0-9]{1,18}$")] | None = None
+    page_size: PageSize = 20
+
+
+class NoQuery(Struct, frozen=True):
+    """No parameters."""
+
+
+QUERIES: Final[dict[str, type[Struct]]] = {
+    "listTickets": ListQuery,
+    "getTicket": TicketQuery,
+    "getHistory": HistoryQuery,
+    "getTransitions": NoQuery,
+}
+"""The parameters of each operation here."""
 
 
 class TicketList(Struct):
@@ -89,6 +133,7 @@ _QUERY: Final[dict[str, Any]] = {
     "security": [{"bearer": []}],
     "tags": ["Queries"],
 }
+
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -98,66 +143,42 @@ _encode: Final = msgspec.json.Encoder().encode
     responses=answers(200, TicketList, "A page of the tickets that fit."),
     **_QUERY,
 )
-async def list_tickets(
-    request: ApiRequest,
-    status: Statuses = None,
-    priority: Priorities = None,
-    category: Categories = None,
-    environment: Environments = None,
-    assignee_id: AssigneeId | None = None,
-    team: Name | None = None,
-    requester_id: UUID | None = None,
-    affected_service: Name | None = None,
-    tag: Name | None = None,
-    created_from: datetime | None = None,
-    created_to: datetime | None = None,
-    updated_from: datetime | None = None,
-    updated_to: datetime | None = None,
-    breached: bool | None = None,
-    sort: SortBy = "-created_at",
-    page: Number | None = None,
-    page_size: PageSize = 20,
-    cursor: Name | None = None,
-) -> Response[bytes]:
+async def list_tickets(request: ApiRequest) -> Response[bytes]:
     """The tickets that the caller may see and that fit every filter; a repeated filter means any of them."""
-    if page is not None and cursor is not None:
+    wanted = query(request, ListQuery)
+    if wanted.page is not None and wanted.cursor is not None:
         raise InvalidRequest("cursor", "page and cursor cannot go together")
-    served = installation(request)
-    actor = request.user
+    served, actor = installation(request), request.user
     position = served.freshness.projected
     found = await tickets.search(
         served.ledger.pool,
         Filter(
-            status=tuple(status or ()),
-            priority=tuple(priority or ()),
-            category=tuple(category or ()),
-            environment=tuple(environment or ()),
-            requester_id=requester_id,
-            assignee_id=actor.id
-            if assignee_id == "me"
-            else assignee_id
-            if isinstance(assignee_id, UUID)
-            else None,
-            unassigned=assignee_id == "none",
-            team=team,
-            affected_service=affected_service,
-            tag=tag,
-            created_from=_zoned("created_from", created_from),
-            created_to=_zoned("created_to", created_to),
-            updated_from=_zoned("updated_from", updated_from),
-            updated_to=_zoned("updated_to", updated_to),
-            breached=breached,
+            status=wanted.status,
+            priority=wanted.priority,
+            category=wanted.category,
+            environment=wanted.environment,
+            requester_id=wanted.requester_id,
+            assignee_id=_person(wanted.assignee_id, actor),
+            unassigned=wanted.assignee_id == "none",
+            team=wanted.team,
+            affected_service=wanted.affected_service,
+            tag=wanted.tag,
+            created_from=wanted.created_from,
+            created_to=wanted.created_to,
+            updated_from=wanted.updated_from,
+            updated_to=wanted.updated_to,
+            breached=wanted.breached,
             visible_to=None if actor.is_staff else actor.id,
         ),
-        sort=Sort(sort.lstrip("-")),
-        descending=sort.startswith("-"),
-        page=page or 1,
-        page_size=page_size,
-        cursor=cursor,
+        sort=Sort(wanted.sort.lstrip("-")),
+        descending=wanted.sort.startswith("-"),
+        page=wanted.page or 1,
+        page_size=wanted.page_size,
+        cursor=wanted.cursor,
     )
     about = {
-        "page": None if cursor is not None else page or 1,
-        "page_size": page_size,
+        "page": None if wanted.cursor is not None else wanted.page or 1,
+        "page_size": wanted.page_size,
         "total": found.total,
         "total_is_exact": found.total_is_exact,
         "next_cursor": found.next_cursor,
@@ -171,20 +192,16 @@ async def list_tickets(
     responses=answers(200, TicketView, "The ticket."),
     **_QUERY,
 )
-async def get_ticket(
-    request: ApiRequest, ticket_id: UUID, version: Number | None = None, as_of: datetime | None = None
-) -> Response[bytes]:
+async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Response[Any]:
     """A ticket as it is, or as it was: at a version, or at a time."""
-    served = installation(request)
+    served, wanted = installation(request), query(request, TicketQuery)
     position = served.freshness.projected
-    if version is None and as_of is None:
-        found = await tickets.find(served.ledger.pool, ticket_id)
-        if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
-            raise NotFound
+    version, at = wanted.version, wanted.as_of
+    if version is None and at is None:
+        found = await _found(request, ticket_id)
         return _ticket(request, found.doc, found.version, position)
-    if version is not None and as_of is not None:
+    if version is not None and at is not None:
         raise InvalidRequest("as_of", "version and as_of cannot go together")
-    at = _zoned("as_of", as_of)
     upto = version if at is None else await served.ledger.version_at(ticket_id, at)
     then = _visible(await served.handler.ticket(ticket_id, upto=upto), request.user)
     if version is not None and then.version != version:
@@ -199,30 +216,22 @@ async def get_ticket(
     responses=answers(200, History, "A page of entries."),
     **_QUERY,
 )
-async def get_history(
-    request: ApiRequest,
-    ticket_id: UUID,
-    action: Actions = None,
-    cursor: Name | None = None,
-    page_size: PageSize = 20,
-) -> Response[bytes]:
+async def get_history(request: ApiRequest, ticket_id: UUID) -> Response[bytes]:
     """The audit trail: who changed what, when, from where and why."""
-    served = installation(request)
+    served, wanted = installation(request), query(request, HistoryQuery)
     position = served.freshness.projected
-    found = await tickets.find(served.ledger.pool, ticket_id)
-    if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
-        raise NotFound
-    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise InvalidRequest("cursor", "is not one that this list gave out")
+    await _found(request, ticket_id)
     read = await history.read(
-        served.ledger.pool, ticket_id, actions=action or (), after=int(cursor or 0), page_size=page_size
+        served.ledger.pool,
+        ticket_id,
+        actions=wanted.action,
+        after=int(wanted.cursor or 0),
+        page_size=wanted.page_size,
     )
-    entries = (
-        read.entries if request.user.is_staff else [history.without_addresses(one) for one in read.entries]
-    )
+    entries = read.entries if request.user.is_staff else [history.without_addresses(one) for one in read.entries]
     about = {
-        "page": None if cursor is not None else 1,
-        "page_size": page_size,
+        "page": None if wanted.cursor is not None else 1,
+        "page_size": wanted.page_size,
         "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
         "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
         "next_cursor": None if read.next_after is None else str(read.next_after),
@@ -238,15 +247,12 @@ async def get_history(
 )
 async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Response[bytes]:
     """Each step that the workflow has from here: whether the caller may take it, and if not why."""
+    query(request, NoQuery)
     served = installation(request)
-    now = datetime.now().astimezone()
     ticket = _visible(await served.handler.ticket(ticket_id), request.user)
+    found = steps(ticket, actor=request.user, at=datetime.now(UTC), policy=served.handler.policy)
     answer = Transitions(
-        ticket.status,
-        [
-            Transition(to, objection is None, None if objection is None else str(objection))
-            for to, objection in steps(ticket, actor=request.user, at=now, policy=served.handler.policy)
-        ],
+        ticket.status, [Transition(to, no is None, None if no is None else str(no)) for to, no in found]
     )
     return _json(_encode(answer), served.ledger.newest, {"ETag": f'"{ticket.version}"'})
 
@@ -261,39 +267,35 @@ def _visible(ticket: Ticket | None, actor: Actor) -> Ticket:
     return ticket
 
 
+async def _found(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
+    """The ticket in the read model, if the caller may see it."""
+    found = await tickets.find(installation(request).ledger.pool, ticket_id)
+    if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
+        raise NotFound
+    return found
+
+
 def _person(assignee_id: str | None, actor: Actor) -> UUID | None:
     if assignee_id is None or assignee_id == "none":
         return None
     return actor.id if assignee_id == "me" else UUID(assignee_id)
 
 
-def _zoned(field: str, at: datetime | None) -> datetime | None:
-    if at is not None and at.tzinfo is None:
-        raise InvalidRequest(
-            field, "needs a zone: 2026-01-31T12:00:00Z, or +02:00 with the plus written as %2B"
-        )
-    return at
-
-
-def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> Response[bytes]:
+def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> Response[Any]:
     etag = f'"{version}"'
     if not_modified(request, etag):
-        return Response(b"", status_code=304, headers={"ETag": etag, "Ledger-Position": str(position)})
+        return Response(None, status_code=304, headers={"ETag": etag, "Ledger-Position": str(position)})
     return _json(body, position, {"ETag": etag})
 
 
-def _list(
-    request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int
-) -> Response[bytes]:
+def _list(request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int) -> Response[bytes]:
     body = b'{"items":[%b],%b' % (b",".join(documents), _encode(about)[1:])
     return _json(body, position, _links(request, about))
 
 
 def _links(request: ApiRequest, about: dict[str, Any]) -> dict[str, str]:
     """Link, RFC 8288: the first page and, if there is one, the next."""
-    rest = [
-        (name, value) for name, value in request.query_params.multi_items() if name not in ("page", "cursor")
-    ]
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in ("page", "cursor")]
     path = request.url.path
     links = [f'<{path}?{urlencode(rest)}>; rel="first"' if rest else f'<{path}>; rel="first"']
     if about["next_cursor"] is not None:

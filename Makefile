@@ -1,0 +1,46 @@
+# make run · make test · make check · make bench · make lock
+# Needs Python 3.11 or newer and make; everything else is installed into .venv from requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup run test check bench lock clean
+
+help:           ## What there is
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(READY) ## Install, and nothing else
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 …")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+run: $(READY)   ## Run the service: database and all, on port 8002
+	@exec $(BIN)/tickets serve
+
+test: $(READY)  ## Every test, on a PostgreSQL of its own (or DATABASE_URL)
+	@exec $(BIN)/python -m pytest
+
+check: $(READY) ## Lint, format, strict types, and the shape of the house
+	@$(BIN)/ruff check src tests benchmarks
+	@$(BIN)/ruff format --check src tests benchmarks
+	@$(BIN)/mypy
+	@exec $(BIN)/python -m pytest tests/architecture.py
+
+bench: $(READY) ## Measure, side by side with what else there is
+	@exec $(BIN)/python -m benchmarks
+
+lock:           ## Pin anew what pyproject.toml asks for (needs uv)
+	uv pip compile pyproject.toml requirements.in --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade \
+	  --no-emit-package django --no-emit-package asgiref --no-emit-package sqlparse --no-emit-package ticket-service \
+	  --output-file requirements.lock
+
+clean:          ## Remove what was installed; data in ./var stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,94 @@
+"""The shape of the house: who may import whom, and what no module may be called."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
+MAY_IMPORT = {
+    "tickets": {"tickets"},
+    "projections": {"projections", "tickets"},
+    "api": {"api", "projections", "tickets"},
+}
+NAMES_THAT_SAY_NOTHING = {
+    "util",
+    "utils",
+    "helper",
+    "helpers",
+    "common",
+    "base",
+    "manager",
+    "managers",
+    "service",
+    "services",
+    "misc",
+}
+MODULES = sorted(SRC.rglob("*.py"))
+
+
+def _imported(module: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are written in full"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_point_one_way(module: Path) -> None:
+    room = module.relative_to(SRC).parts[0]
+    ours = {name.split(".")[0] for name in _imported(module)} & set(MAY_IMPORT)
+    assert ours <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SRC)))
+def test_every_module_has_a_telling_name_and_says_what_lives_in_it(module: Path) -> None:
+    assert module.stem not in NAMES_THAT_SAY_NOTHING
+    assert ast.get_docstring(ast.parse(module.read_text())), "a module opens with what lives there"
+
+
+def test_the_write_side_knows_nothing_of_http_and_the_read_side_neither() -> None:
+    edge = {"litestar", "granian", "jwt", "click", "rich", "httpx"}
+    for module in MODULES:
+        if module.relative_to(SRC).parts[0] != "api":
+            assert not edge & {name.split(".")[0] for name in _imported(module)}, module
+
+
+def test_decisions_and_the_ticket_have_no_io_and_no_clock() -> None:
+    pure = {"events", "ticket", "commands", "lifecycle", "permissions", "sla", "errors", "values"}
+    impure = {
+        "asyncio",
+        "asyncpg",
+        "time",
+        "random",
+        "secrets",
+        "socket",
+        "os",
+        "structlog",
+        "tickets.ledger",
+        "uuid_utils",
+    }
+    for name in sorted(pure):
+        module = SRC / "tickets" / f"{name}.py"
+        assert not impure & _imported(module), module
+        called = {node.attr for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Attribute)}
+        assert not called & {"now", "utcnow", "today", "uuid4", "uuid7"}, f"{module} has a clock or draws ids"
+
+
+def test_every_table_has_a_comment() -> None:
+    schema = (ROOT / "schema.sql").read_text()
+    tables = [line.split()[5] for line in schema.splitlines() if line.startswith("create table if not exists")]
+    assert tables
+    assert [table for table in tables if f"comment on table {table} is" not in schema] == []
+
+
+def test_nothing_committed_names_a_package_index_or_a_path_of_one_machine() -> None:
+    for name in ("requirements.lock", "pyproject.toml", "Makefile", "Dockerfile", "compose.yaml", "README.md"):
+        text = (ROOT / name).read_text()
+        for word in ("--index-url", "/work/", "/root/"):
+            assert word not in text, (name, word)

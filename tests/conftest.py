@@ -1,0 +1,220 @@
+"""What all tests stand on: a real PostgreSQL, a fresh database for each test, the real service over HTTP.
+
+The server is the embedded one, in a folder of its own, or the one that DATABASE_URL names. The schema is
+applied once, to a template that each test's database is a clone of.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, settings
+
+from api.auth import make_token
+from api.database import apply_schema
+from api.embedded import embedded_server
+from api.settings import Settings
+from tickets.ledger import Connection, Ledger, connect
+from tickets.permissions import Role
+
+KEY = "a-key-for-tests-only-which-is-long-enough"
+
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("tests")
+
+
+def with_database(dsn: str, name: str) -> str:
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(path=f"/{name}"))
+
+
+async def _execute(dsn: str, *statements: str) -> None:
+    connection = await connect(dsn, role=None, timeout=30)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server that tests may make databases on."""
+    url = os.environ.get("DATABASE_URL")
+    if url:
+        yield url
+        return
+    with embedded_server(tmp_path_factory.mktemp("data")) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> Iterator[str]:
+    """The name of a database that has the schema and that nobody is connected to."""
+    name = f"tickets_template_{uuid4().hex[:12]}"
+    asyncio.run(_execute(server, f"create database {name}"))
+    asyncio.run(apply_schema(with_database(server, name)))
+    yield name
+    asyncio.run(_execute(server, f"drop database {name} with (force)"))
+
+
+@contextmanager
+def fresh_database(server: str, template: str) -> Iterator[str]:
+    name = f"tickets_test_{uuid4().hex[:12]}"
+    asyncio.run(_execute(server, f"create database {name} template {template}"))
+    try:
+        yield with_database(server, name)
+    finally:
+        asyncio.run(_execute(server, f"drop database {name} with (force)"))
+
+
+@pytest.fixture
+def dsn(server: str, template: str) -> Iterator[str]:
+    """The URL of a database of this test's own, with the schema and nothing in it."""
+    with fresh_database(server, template) as url:
+        yield url
+
+
+@pytest.fixture
+async def ledger(dsn: str) -> AsyncIterator[Ledger]:
+    async with Ledger.open(dsn) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def owner(dsn: str) -> AsyncIterator[Connection]:
+    """A connection as the owner of the database, who may do more than the service."""
+    connection = await connect(dsn, role=None)
+    yield connection
+    await connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def token(role: Role, sub: UUID, *, username: str | None = None, teams: tuple[str, ...] = ()) -> str:
+    return make_token(Settings(jwt_secret_key=KEY), role=role, sub=sub, username=username, teams=teams)
+
+
+class Service:
+    """A running `tickets serve`, and people who talk to it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, dsn: str, log: Path) -> None:
+        self.process, self.url, self.dsn, self.log = process, url, dsn, log
+
+    def client(
+        self,
+        role: Role = Role.ADMIN,
+        sub: UUID | None = None,
+        *,
+        teams: tuple[str, ...] = (),
+        username: str | None = None,
+    ) -> httpx.Client:
+        """Somebody with that role; its `.sub` header-free identity is in the token. Close it or use `with`."""
+        bearer = token(role, sub or uuid4(), username=username, teams=teams)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {bearer}"}, timeout=30)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+def start_service(dsn: str, folder: Path, *arguments: str, **environment: str) -> Service:
+    """Start `tickets serve` on a free port and wait until it answers."""
+    port = free_port()
+    log = folder / f"service-{port}.log"
+    variables = {
+        **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")},
+        "DATABASE_URL": dsn,
+        "DATA_DIR": str(folder),
+        "JWT_SECRET_KEY": KEY,
+        **environment,
+    }
+    if environment.get("DATABASE_URL") == "":
+        del variables["DATABASE_URL"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api.cli", "serve", "--port", str(port), *arguments],
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{url}/health", timeout=1).status_code == 200:
+                return Service(process, url, dsn, log)
+        except httpx.TransportError:
+            time.sleep(0.05)
+    process.kill()
+    process.wait()
+    raise AssertionError(f"the service did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+@contextmanager
+def running_service(dsn: str, folder: Path, *arguments: str, **environment: str) -> Iterator[Service]:
+    service = start_service(dsn, folder, *arguments, **environment)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def service(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that all tests share. Its tickets are everybody's: look only at your own."""
+    with (
+        fresh_database(server, template) as dsn,
+        running_service(dsn, tmp_path_factory.mktemp("service")) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def own_service(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts services on this test's own database; they are stopped at its end."""
+    started: list[Service] = []
+
+    def start(*arguments: str, **environment: str) -> Service:
+        started.append(start_service(dsn, tmp_path, *arguments, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+NEW_TICKET: dict[str, Any] = {
+    "title": "Production server down",
+    "description": "Web server not responding",
+    "category": "INCIDENT",
+    "priority": "P1",
+}
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], timeout: float = 10) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + timeout
+    while not await check():
+        assert time.monotonic() < deadline, "it did not come to hold in time"
+        await asyncio.sleep(0.02)
