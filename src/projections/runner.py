@@ -213,6 +213,20 @@ class Runner:
             listener(position)
 
 
+async def catch_up_alone(
+    connection: Connection, batch_size: int = 2_000, projected: Callable[[int], None] = lambda _: None
+) -> None:
+    """Bring the read models up to the ledger, unless a runner leads that does so anyway."""
+    if not await connection.fetchval("select pg_try_advisory_lock($1)", LEADER):
+        return
+    try:
+        fold = Fold(connection)
+        while await catch_up(connection, fold, batch_size, projected):
+            pass
+    finally:
+        await connection.fetchval("select pg_advisory_unlock($1)", LEADER)
+
+
 async def catch_up(
     connection: Connection,
     fold: Fold,

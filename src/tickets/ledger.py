@@ -263,6 +263,23 @@ class Ledger:
         )
         return None if row is None else mapper.decode(*row)
 
+    async def last_of(self, stream_ids: Sequence[UUID]) -> dict[UUID, Fact]:
+        """The newest fact of each of these streams that has any."""
+        rows = await self.pool.fetch(
+            """select w.stream_id, e.topic, e.state from unnest($1::uuid[]) w(stream_id)
+               cross join lateral (select topic, state from ledger.events e where e.stream_id = w.stream_id
+                                   order by version desc limit 1) e""",
+            stream_ids,
+        )
+        return {stream_id: mapper.decode(topic, state) for stream_id, topic, state in rows}
+
+    async def known(self, command_ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these commands were accepted before."""
+        rows = await self.pool.fetch(
+            "select command_id from ledger.commands where command_id = any($1::uuid[])", command_ids
+        )
+        return {row[0] for row in rows}
+
     async def version_at(self, stream_id: UUID, at: datetime) -> int:
         """The version that a stream had at that time, 0 if it was not there yet."""
         version: int | None = await self.pool.fetchval(

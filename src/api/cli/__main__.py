@@ -1,0 +1,5 @@
+"""`python -m api.cli` is `tickets`."""
+
+from api.cli import main
+
+main()

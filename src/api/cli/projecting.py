@@ -1,0 +1,103 @@
+"""The read models: `projections status`, `rebuild`, `check`.
+
+Deliberately absent: how read models are made (projections/).
+"""
+
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
+from projections import rebuild as rebuilding
+from projections.status import read_status
+from tickets.ledger import connect
+
+
+@click.group()
+def projections() -> None:
+    """The read models: how far they are, making them anew, holding them against the ledger."""
+
+
+@projections.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def status(*, as_json: bool) -> None:
+    """How far each read model is behind the ledger, and what is parked; exit 1 if something is."""
+
+    async def reading(dsn: str) -> Any:
+        connection = await connect(dsn)
+        try:
+            return await read_status(connection)
+        finally:
+            await connection.close()
+
+    with open_database(settings_or_fail()) as dsn:
+        seen = run(reading(dsn))
+    if as_json:
+        print_json(seen)
+    else:
+        click.echo(
+            f"ledger at {seen.ledger:,}; {'a runner leads' if seen.led else 'no runner leads: start the service'}"
+        )
+        for one in seen.projections:
+            click.echo(f"{one.name:<10} at {one.position:>12,}  {one.behind:>8,} behind  {one.parked} streams parked")
+        for one in seen.parked:
+            click.echo(f"parked: {one.projection} {one.stream_id} from {one.position}: {one.error}")
+    sys.exit(1 if seen.parked else 0)
+
+
+@projections.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def rebuild(*, names: tuple[str, ...], as_json: bool) -> None:
+    """Make read models anew beside the live ones and swap them in; reads and writes go on meanwhile."""
+    _made_anew(names, swap=True, as_json=as_json)
+
+
+@projections.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def check(*, as_json: bool) -> None:
+    """Hold every read model against the ledger; exit 1 if one is not what follows from it."""
+    _made_anew((), swap=False, as_json=as_json)
+
+
+def _made_anew(names: tuple[str, ...], *, swap: bool, as_json: bool) -> None:
+    started = datetime.now(UTC)
+
+    async def making(dsn: str) -> tuple[list[rebuilding.Compared], int]:
+        facts, compared = 0, []
+        connection, reader = await connect(dsn), await connect(dsn)
+        try:
+            await catch_up(dsn, await connection.fetchval("select position from ledger.head"))
+            with progress("rebuilding" if swap else "checking") as told:
+                async for step in rebuilding.rebuild(connection, reader, names, swap=swap):
+                    if isinstance(step, rebuilding.Progress):
+                        facts = step.facts
+                        told(step.facts, step.of)
+                    else:
+                        compared.append(step)
+        finally:
+            await connection.close()
+            await reader.close()
+        return compared, facts
+
+    try:
+        with open_database(settings_or_fail()) as dsn:
+            compared, facts = run(making(dsn))
+    except rebuilding.UnknownProjection as error:
+        fail(f"There is no read model called {error}.")
+    except (rebuilding.AlreadyRunning, rebuilding.NotLevel) as error:
+        fail(str(error.__doc__))
+    if as_json:
+        print_json(compared)
+    else:
+        for one in compared:
+            verdict = "as it should be" if one.clean else f"{one.missing} rows missing, {one.unexpected} unexpected"
+            click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}")
+        took = max((datetime.now(UTC) - started).total_seconds(), 0.001)
+        say(f"{facts:,} facts in {took:.1f} s, {facts / took:,.0f}/s")
+    sys.exit(0 if swap or all(one.clean for one in compared) else 1)
+
+
+COMMANDS: Final = (projections,)

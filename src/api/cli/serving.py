@@ -1,0 +1,118 @@
+"""Running the service: `serve`, and what goes with it: `token`, `schema`.
+
+Deliberately absent: putting the service together (app.py).
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final, NoReturn
+from uuid import UUID, uuid5
+
+import click
+
+from api import app, auth, logs
+from api.cli.terminal import fail, open_database, run, say, settings_or_fail
+from api.database import apply_schema, database
+from api.embedded import EmbeddedServerError
+from api.settings import Settings
+from tickets.permissions import Role
+
+_DEMO: Final = UUID("6f0e7a52-2f6e-5b0c-9a53-0d2f7c0a3f10")
+"""The namespace of the people whose tokens `serve` shows, so that they are the same at every start."""
+
+
+@click.command()
+@click.option("--host", help="The address to listen on (SERVICE_HOST).")
+@click.option("--port", type=click.IntRange(1, 65_535), help="The port to listen on (SERVICE_PORT).")
+@click.option("--only", multiple=True, type=click.Choice(app.PARTS), help="Run only this part; may be repeated.")
+def serve(host: str | None, port: int | None, only: tuple[app.Part, ...]) -> None:
+    """Run the service: everything in one process, or the parts that --only names."""
+    settings = settings_or_fail()
+    logs.configure_logging(settings.log_level, service=settings.service_name)
+    host, port = host or settings.service_host, port or settings.service_port
+
+    async def serving(dsn: str) -> None:
+        async with app.application(settings, dsn, only or app.PARTS) as asgi:
+            await app.serve(asgi, host, port, lambda: _welcome(settings, host, port))
+
+    with _terminating(), open_database(settings) as dsn:
+        run(serving(dsn))
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Have SIGTERM end the process by an exception while nobody else handles it, so that all is taken down."""
+
+    def leave(_number: int, _frame: object) -> NoReturn:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _welcome(settings: Settings, host: str, port: int) -> None:
+    base = f"http://{host}:{port}"
+    where = "PostgreSQL at DATABASE_URL" if settings.database_url else f"embedded PostgreSQL in {settings.data_dir}"
+    say(f"Ticket Service runs at {base} ({where}); the documentation is at {base}/docs")
+    if not settings.signs_tokens:
+        return
+    say("Tokens for trying it out, good for 12 hours:")
+    token = ""
+    for role, name in ((Role.END_USER, "uma"), (Role.SENIOR_ENGINEER, "sam"), (Role.ADMIN, "ada")):
+        token = auth.make_token(settings, role=role, sub=uuid5(_DEMO, name), username=name, teams=("Network",))
+        say(f"\n{role.value} {name}:\n{token}")
+    curl = (
+        f"curl -s {base}{settings.api_v1_prefix}/tickets -H 'Authorization: Bearer {token}' "
+        "-H 'Content-Type: application/json' "
+        """-d '{"title": "Server down", "description": "It does not respond", "category": "INCIDENT"}'"""
+    )
+    say(f"\nTry it:\n{curl}\n")
+
+
+@click.command()
+@click.option("--role", required=True, type=click.Choice([role.value for role in Role]))
+@click.option("--sub", type=click.UUID, help="The person's id; by default one that follows from the name.")
+@click.option("--username", help="The person's name; by default the role in lower case.")
+@click.option("--team", "teams", multiple=True, help="A team of theirs; may be repeated.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True, max=24 * 365), default=12, show_default=True)
+def token(role: str, sub: UUID | None, username: str | None, teams: tuple[str, ...], hours: float) -> None:
+    """A token signed with this installation's key."""
+    settings = settings_or_fail()
+    if not settings.signs_tokens:
+        fail(
+            "This installation does not sign tokens: they come from "
+            f"{settings.auth_service_url or 'whoever has the private key'}."
+        )
+    name = username or role.lower()
+    click.echo(
+        auth.make_token(
+            settings,
+            role=Role(role),
+            sub=sub or uuid5(_DEMO, name),
+            username=name,
+            teams=teams,
+            valid=timedelta(hours=hours),
+        )
+    )
+
+
+@click.command()
+def schema() -> None:
+    """Apply schema.sql, as the owner of the database; `serve` does it by itself where it may."""
+    settings = settings_or_fail()
+    try:
+        with database(settings.database_url, settings.data_dir) as dsn:
+            say("The schema has been applied." if run(apply_schema(dsn)) else "The schema is up to date.")
+    except EmbeddedServerError as error:
+        fail(str(error))
+
+
+COMMANDS: Final = (serve, token, schema)

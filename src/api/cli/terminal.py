@@ -1,0 +1,120 @@
+"""How every command talks: to people on standard error, to machines on standard output, and how it ends.
+
+Deliberately absent: the commands.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
+
+import asyncpg
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from api import app, logs
+from api.database import apply_schema, database
+from api.embedded import EmbeddedServerError
+from api.settings import Settings, SettingsError, read_settings
+from projections.runner import catch_up_alone
+from tickets.ledger import CONNECTION_LOST, connect
+
+err: Final = Console(stderr=True, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "-/s")
+
+
+@contextmanager
+def progress(what: str) -> Iterator["_Told"]:
+    """A bar with rate and time left, on a terminal; nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
+        yield _Told(bar, bar.add_task(what, total=None))
+
+
+class _Told:
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def __call__(self, done: int, of: int) -> None:
+        self._bar.update(self._task, completed=done, total=of)
+
+
+def fail(message: str) -> NoReturn:
+    err.print(message, style="red", markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def say(message: str) -> None:
+    err.print(message, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.flush()
+
+
+def run(main: Any) -> Any:
+    """Run it; a database that is away is a sentence, not a traceback."""
+    result: list[Any] = []
+
+    async def collect() -> None:
+        result.append(await main)
+
+    try:
+        app.run(collect())
+    except CONNECTION_LOST as error:
+        fail(f"The database cannot be reached: {error}. Is DATABASE_URL right, and the server up?")
+    except asyncpg.InsufficientPrivilegeError as error:
+        fail(f"The database refuses: {error}. Run `tickets schema` once as the owner of the database.")
+    return result[0]
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[str]:
+    try:
+        with database(settings.database_url, settings.data_dir) as dsn:
+            run(apply_schema(dsn))
+            yield dsn
+    except EmbeddedServerError as error:
+        fail(str(error))
+
+
+def settings_or_fail() -> Settings:
+    try:
+        settings = read_settings(os.environ)
+    except SettingsError as error:
+        fail(str(error))
+    # What a person is shown is said by the command itself; `serve` logs as it is set.
+    logs.configure_logging("WARNING", service=settings.service_name)
+    return settings
+
+
+async def catch_up(dsn: str, head: int) -> None:
+    """Have the read models follow, where no service is running that does it."""
+    connection = await connect(dsn)
+    try:
+        with progress("projecting facts") as told:
+            await catch_up_alone(connection, projected=lambda position: told(position, head))
+    finally:
+        await connection.close()
