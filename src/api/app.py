@@ -5,39 +5,36 @@ Deliberately absent: reading settings and starting a database; those come in.
 
 import asyncio
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 from granian.constants import Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
-from litestar import Litestar, Router
+from litestar import Litestar, Response, Router, route
 from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
 from api.commands.tickets import COMMAND_ROUTES
-from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
-from api.problems import HANDLERS
+from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, Receive, Scope, Send, observed
+from api.problems import HANDLERS, allow
 from api.queries.system import explain_problem, health, metrics, ready
 from api.queries.tickets import QUERIES, QUERY_ROUTES
 from api.requests import Installation
-from api.settings import Settings
+from api.settings import PARTS, Part, Settings
 from projections import people
 from projections.freshness import Freshness
 from projections.runner import Runner
 from tickets.handler import Handler
 from tickets.ledger import Ledger, connect
 from tickets.people import People
-
-Part = Literal["commands", "queries", "projections"]
-PARTS: Final[tuple[Part, ...]] = ("commands", "queries", "projections")
 
 _LONGEST_HEADERS: Final = 64 * 1024
 _DRAINING_S: Final = 10.0
@@ -80,7 +77,7 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())
             try:
-                yield observed(_litestar(served, parts))
+                yield observed(_answering_head(_litestar(served, parts)))
             finally:
                 if runner is not None:
                     runner.stop()
@@ -91,7 +88,7 @@ def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
     routes: list[ControllerRouterHandler] = [health, ready, metrics, explain_problem]
     halves = (*COMMAND_ROUTES * ("commands" in parts), *QUERY_ROUTES * ("queries" in parts))
     if halves:
-        routes.append(Router(served.settings.api_v1_prefix, route_handlers=halves))
+        routes.append(Router(served.settings.api_v1_prefix, route_handlers=[*_options(halves), *halves]))
     return Litestar(
         [*routes, *openapi.documentation(routes, QUERIES, "Ticket Service", served.settings.service_version)],
         exception_handlers=HANDLERS,
@@ -100,6 +97,34 @@ def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
         state=State({"installation": served}),
         logging_config=None,
     )
+
+
+def _options(handlers: Iterable[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """OPTIONS for each path; litestar's own names the methods of one of a path's handlers, not of all."""
+    methods: dict[str, set[str]] = {}
+    for handler in handlers:
+        for path in handler.paths:
+            methods.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
+    return [_option(path, allow(found)) for path, found in methods.items()]
+
+
+def _option(path: str, allowed: str) -> HTTPRouteHandler:
+    @route(path, http_method="OPTIONS", status_code=204, include_in_schema=False, sync_to_thread=False)
+    def options() -> Response[None]:
+        return Response(None, status_code=204, headers={"Allow": allowed})
+
+    return options
+
+
+def _answering_head(app: Asgi) -> Asgi:
+    """HEAD is GET, and the server leaves the body out (RFC 9110, 9.3.2)."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope["method"] = "GET"
+        await app(scope, receive, send)
+
+    return answer
 
 
 async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) -> None:
@@ -131,13 +156,3 @@ async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) ->
         _log.warning("serve.not_drained", after_s=_DRAINING_S)
     finally:
         waiting.cancel()
-
-
-def run(main: Any) -> None:
-    """Run a coroutine on the fastest event loop that there is here."""
-    if sys.platform == "win32":
-        asyncio.run(main)
-    else:
-        import uvloop  # noqa: PLC0415 - there is none for Windows
-
-        uvloop.run(main)

@@ -82,7 +82,7 @@ def observed(app: Asgi) -> Asgi:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started = perf_counter()
+        started, method = perf_counter(), scope["method"]
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
@@ -98,7 +98,6 @@ def observed(app: Asgi) -> Asgi:
             await app(scope, receive, sending)
         finally:
             took = perf_counter() - started
-            method = scope["method"]
             route = scope.get("path_template") or "unknown"
             REQUESTS.labels(method, route, status).inc()
             SECONDS.labels(method, route).observe(took)

@@ -5,6 +5,7 @@ refused.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -235,8 +236,15 @@ def on_http_exception(request: AnyRequest, error: HTTPException) -> Response[byt
     detail = PROBLEMS[slug].advice if slug != "invalid-request" else _what(error, errors)
     if slug == "invalid-request" and not errors:
         errors = [FieldError("body", detail)]
-    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+    methods = (error.headers or {}).get("allow")
+    headers = {"Allow": allow(methods.split(", "))} if methods else None
     return problem(request.url.path, slug, detail, errors=errors, headers=headers)
+
+
+def allow(methods: Iterable[str]) -> str:
+    """The Allow header of a path that has these methods. Where there is GET, there is HEAD."""
+    found = set(methods)
+    return ", ".join(sorted(found | {"HEAD"} if "GET" in found else found))
 
 
 def on_connection_lost(request: AnyRequest, error: Exception) -> Response[bytes]:

@@ -10,21 +10,19 @@ systems live; this reads a file.
 """
 
 import asyncio
-import csv
-import gzip
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from sys import intern
 from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from api.servicenow_log import UNKNOWN, Dirty, LogError, Row, read_log
 from tickets.commands import Policy, reschedule
 from tickets.events import (
     Assigned,
@@ -48,65 +46,9 @@ from tickets.sla import Priority, due
 from tickets.ticket import Ticket, evolve, fold
 from tickets.values import Category
 
-STATES: Final[dict[str, Status]] = {
-    "New": Status.NEW,
-    "Active": Status.IN_PROGRESS,
-    "Awaiting User Info": Status.PENDING_INFO,
-    "Awaiting Vendor": Status.PENDING_INFO,
-    "Awaiting Problem": Status.PENDING_INFO,
-    "Awaiting Evidence": Status.PENDING_INFO,
-    "Resolved": Status.RESOLVED,
-    "Closed": Status.CLOSED,
-}
-"""What a state of the log is here. A row with any other is reported and leaves the status as it was."""
-
 _OVER: Final = (Status.RESOLVED, Status.CLOSED)
-_UNKNOWN: Final = "?"
 _IN_FLIGHT: Final = 256
 _CHUNK: Final = 512
-
-_TAGS: Final = {
-    "contact_type": "contact",
-    "category": "category",
-    "subcategory": "subcategory",
-    "u_symptom": "symptom",
-    "location": "location",
-    "impact": "impact",
-    "urgency": "urgency",
-    "problem_id": "problem",
-    "rfc": "rfc",
-    "vendor": "vendor",
-    "caused_by": "caused by",
-}
-"""Columns that become tags, each with the tag's first word."""
-
-_COLUMNS: Final = (
-    "incident_state",
-    "sys_mod_count",
-    "caller_id",
-    "opened_by",
-    "opened_at",
-    "sys_updated_by",
-    "sys_updated_at",
-    "cmdb_ci",
-    "priority",
-    "assignment_group",
-    "assigned_to",
-    "closed_code",
-    *_TAGS,
-)
-
-
-class LogError(Exception):
-    """The file is not a log of the kind that can be read; the message says why."""
-
-
-class Dirty(Struct, frozen=True):
-    """A row that could not be taken as it is, and what was done about it."""
-
-    line: int
-    number: str
-    what: str
 
 
 class Report(Struct, kw_only=True):
@@ -122,25 +64,6 @@ class Report(Struct, kw_only=True):
     dirty: list[Dirty]
 
 
-class Row(Struct, frozen=True, gc=False):
-    """One update of an incident, as far as it is taken over. None is not known."""
-
-    line: int
-    at: datetime
-    change: int
-    actor: str | None
-    status: Status | None
-    priority: Priority | None
-    team: str | None
-    assignee: str | None
-    affected_service: str | None
-    tags: tuple[str, ...]
-    caller: str | None
-    opened_by: str | None
-    opened_at: datetime
-    closed_code: str | None
-
-
 Told = Callable[[int, int], None]
 
 
@@ -149,8 +72,9 @@ async def import_log(ledger: Ledger, path: Path, policy: Policy, told: Told = la
 
     Raises LogError, and what Ledger.append raises.
     """
-    report = Report(dirty=[])
-    incidents = read_log(path, report)
+    log = await asyncio.to_thread(read_log, path)
+    incidents = log.incidents
+    report = Report(rows=sum(map(len, incidents.values())), incidents=len(incidents), dirty=log.dirty)
     report.people = await _record_people(ledger, incidents, report)
     lives = iter(incidents.items())
     done = 0
@@ -167,27 +91,6 @@ async def import_log(ledger: Ledger, path: Path, policy: Policy, told: Told = la
     return report
 
 
-def read_log(path: Path, report: Report) -> dict[str, list[Row]]:
-    """The rows of each incident in the order in which they happened. Raises LogError.
-
-    That is by time, and within a minute by the row's own count of changes: where the two disagree, what
-    was true at a time is what the row of that time says.
-    """
-    incidents: dict[str, list[Row]] = defaultdict(list)
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
-            for number, row in _rows(file, report):
-                incidents[number].append(row)
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise LogError(f"{path} cannot be read: {error}") from None
-    for rows in incidents.values():
-        rows.sort(key=lambda row: (row.at, row.change))
-    report.rows = sum(map(len, incidents.values()))
-    report.incidents = len(incidents)
-    return dict(incidents)
-
-
 def person_id(label: str) -> UUID:
     """The id of a person of the log."""
     return uuid5(NAMESPACE_URL, f"servicenow:{label}")
@@ -201,63 +104,6 @@ def ticket_id(number: str) -> UUID:
 def ticket_number(number: str) -> str:
     """The number of the ticket that an incident becomes."""
     return f"INC{number}"
-
-
-def _rows(file: Iterator[str], report: Report) -> Iterator[tuple[str, Row]]:
-    reader = csv.reader(file)
-    header = next(reader, [])
-    missing = {"number", *_COLUMNS} - set(header)
-    if missing:
-        raise LogError(f"it has no column {', '.join(sorted(missing))}; is it a ServiceNow incident log?")
-    at = {name: header.index(name) for name in ("number", *_COLUMNS)}
-    for cells in reader:
-        values = {name: _known(cells[column]) for name, column in at.items()} if len(cells) == len(header) else {}
-        number = values.get("number")
-        try:
-            row = _row(reader.line_num, values)
-        except (ValueError, KeyError, TypeError) as error:
-            report.dirty.append(Dirty(reader.line_num, number or _UNKNOWN, f"left out: {error}"))
-            continue
-        if number is None:
-            report.dirty.append(Dirty(reader.line_num, _UNKNOWN, "left out: it has no number"))
-            continue
-        if row.status is None:
-            what = f"state {values['incident_state'] or _UNKNOWN!r} is none that there is: the status stays as it was"
-            report.dirty.append(Dirty(reader.line_num, number, what))
-        yield intern(number), row
-
-
-def _row(line: int, values: dict[str, str | None]) -> Row:
-    priority = values["priority"]
-    return Row(
-        line=line,
-        at=_time(values["sys_updated_at"]),
-        change=int(values["sys_mod_count"] or 0),
-        actor=values["sys_updated_by"],
-        status=STATES.get(values["incident_state"] or ""),
-        priority=None if priority is None else Priority(f"P{priority}"),
-        team=values["assignment_group"],
-        assignee=values["assigned_to"],
-        affected_service=values["cmdb_ci"],
-        tags=tuple(intern(f"{word} {values[name]}") for name, word in _TAGS.items() if values[name] is not None),
-        caller=values["caller_id"],
-        opened_by=values["opened_by"],
-        opened_at=_time(values["opened_at"] or values["sys_updated_at"]),
-        closed_code=values["closed_code"],
-    )
-
-
-def _known(cell: str) -> str | None:
-    return None if cell in (_UNKNOWN, "") else intern(cell)
-
-
-def _time(text: str | None) -> datetime:
-    if text is None:
-        raise ValueError("it has no time")
-    day, clock = text.split(" ")
-    days, months, years = day.split("/")
-    hours, minutes = clock.split(":")
-    return datetime(int(years), int(months), int(days), int(hours), int(minutes), tzinfo=UTC)
 
 
 def _command_id(number: str, row: Row) -> UUID:
@@ -321,7 +167,7 @@ def _created(stream: UUID, number: str, row: Row, policy: Policy) -> Created:
         originator_version=1,
         timestamp=at,
         number=ticket_number(number),
-        title=f"Incident in category {tags.get('category', _UNKNOWN)}, {tags.get('subcategory', _UNKNOWN)}",
+        title=f"Incident in category {tags.get('category', UNKNOWN)}, {tags.get('subcategory', UNKNOWN)}",
         description="\n".join(
             (
                 f"Imported from ServiceNow: incident {ticket_number(number)}.",
@@ -330,7 +176,7 @@ def _created(stream: UUID, number: str, row: Row, policy: Policy) -> Created:
         ),
         category=Category.INCIDENT,
         priority=priority,
-        requester_id=person_id(row.caller or row.opened_by or _UNKNOWN),
+        requester_id=person_id(row.caller or row.opened_by or UNKNOWN),
         response_due_at=due(at, target.response),
         resolution_due_at=due(at, target.resolution),
         affected_service=row.affected_service,
@@ -382,7 +228,7 @@ def _about(label: str | None, command_id: UUID, number: str, row: Row) -> Metada
 
 def _by(label: str | None) -> By:
     """Somebody of the log; which role they had is not known."""
-    return By(person_id(label or _UNKNOWN), label, None)
+    return By(person_id(label or UNKNOWN), label, None)
 
 
 async def _record_people(ledger: Ledger, incidents: dict[str, list[Row]], report: Report) -> int:

@@ -47,6 +47,11 @@ _EXAMPLE_KEYS: Final = {
 """Keys that stand in documentation, ours and others': everybody knows them."""
 
 
+Part = Literal["commands", "queries", "projections"]
+PARTS: Final[tuple[Part, ...]] = ("commands", "queries", "projections")
+"""What a process can run; all of it, unless it is told otherwise."""
+
+
 class SettingsError(Exception):
     """A setting is wrong; the message names it and says what would be right."""
 

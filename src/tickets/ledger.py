@@ -421,14 +421,23 @@ class Ledger:
                 _discard(connection)
                 await asyncio.sleep(0.1)
                 continue
+            except POISONED:
+                return await self._settle_apart(connection, batch)
             except CONNECTION_LOST:
                 _discard(connection)
                 continue
+            except asyncpg.PostgresError:
+                return await self._settle_apart(connection, batch)
             self._connected = True
             self._answer(batch, outcomes)
             return connection
         self._fail(batch, OutcomeUnknown)
         return None
+
+    async def _settle_apart(self, connection: Connection, batch: list[_Prepared]) -> Connection | None:
+        """What poisons a batch now did so the first time: nothing of it was written."""
+        self._connected = True
+        return await self._commit_apart(connection, batch)
 
     def _answer(self, batch: list[_Prepared], outcomes: Sequence[Outcome]) -> None:
         if len(outcomes) != len(batch):

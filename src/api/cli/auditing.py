@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from api import servicenow
 from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
+from api.servicenow_log import LogError
 from projections import replay as lives
 from projections.history import Entry
 from tickets import integrity
@@ -45,7 +46,7 @@ def import_servicenow(file: Path, *, as_json: bool) -> None:
     try:
         with open_database(settings) as dsn:
             report: servicenow.Report = run(importing(dsn))
-    except servicenow.LogError as error:
+    except LogError as error:
         fail(str(error))
     if as_json:
         print_json(report)

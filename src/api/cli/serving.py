@@ -13,11 +13,11 @@ from uuid import UUID, uuid5
 
 import click
 
-from api import app, auth, logs
+from api import auth, logs
 from api.cli.terminal import fail, open_database, run, say, settings_or_fail
 from api.database import apply_schema, database
 from api.embedded import EmbeddedServerError
-from api.settings import Settings
+from api.settings import PARTS, Part, Settings
 from tickets.permissions import Role
 
 _DEMO: Final = UUID("6f0e7a52-2f6e-5b0c-9a53-0d2f7c0a3f10")
@@ -27,15 +27,17 @@ _DEMO: Final = UUID("6f0e7a52-2f6e-5b0c-9a53-0d2f7c0a3f10")
 @click.command()
 @click.option("--host", help="The address to listen on (SERVICE_HOST).")
 @click.option("--port", type=click.IntRange(1, 65_535), help="The port to listen on (SERVICE_PORT).")
-@click.option("--only", multiple=True, type=click.Choice(app.PARTS), help="Run only this part; may be repeated.")
-def serve(host: str | None, port: int | None, only: tuple[app.Part, ...]) -> None:
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Run only this part; may be repeated.")
+def serve(host: str | None, port: int | None, only: tuple[Part, ...]) -> None:
     """Run the service: everything in one process, or the parts that --only names."""
+    from api import app  # noqa: PLC0415 - the web framework takes long to import, and only this needs it
+
     settings = settings_or_fail()
     logs.configure_logging(settings.log_level, service=settings.service_name)
     host, port = host or settings.service_host, port or settings.service_port
 
     async def serving(dsn: str) -> None:
-        async with app.application(settings, dsn, only or app.PARTS) as asgi:
+        async with app.application(settings, dsn, only or PARTS) as asgi:
             await app.serve(asgi, host, port, lambda: _welcome(settings, host, port))
 
     with _terminating(), open_database(settings) as dsn:

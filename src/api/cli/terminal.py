@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import asyncpg
 import msgspec
+import uvloop
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from api import app, logs
+from api import logs
 from api.database import apply_schema, database
 from api.embedded import EmbeddedServerError
 from api.settings import Settings, SettingsError, read_settings
@@ -82,7 +83,7 @@ def run(main: Any) -> Any:
         result.append(await main)
 
     try:
-        app.run(collect())
+        uvloop.run(collect())
     except CONNECTION_LOST as error:
         fail(f"The database cannot be reached: {error}. Is DATABASE_URL right, and the server up?")
     except asyncpg.InsufficientPrivilegeError as error:

@@ -7,7 +7,7 @@ tickets/commands.py.
 from typing import Any, Final
 from uuid import UUID
 
-from litestar import Response, delete, patch, post, put
+from litestar import MediaType, Response, delete, patch, post, put
 from msgspec import Struct
 
 from api.openapi import answers
@@ -70,7 +70,7 @@ async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, sta
         headers["Location"] = f"{served.settings.api_v1_prefix}/tickets/{ticket.id}"
     if "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower():
         headers["Preference-Applied"] = "return=minimal"
-        return Response(None, status_code=201 if status == 201 else 204, headers=headers)
+        return Response(None, status_code=201 if status == 201 else 204, media_type=MediaType.TEXT, headers=headers)
     if status == 204:
         return Response(None, status_code=status, headers=headers)
     # As of the ticket's own time, so that the same command has the same answer whenever it is asked again.

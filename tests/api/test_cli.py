@@ -1,0 +1,192 @@
+"""The command line: what it prints where, and how it ends."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from tests.api.servicenow_log import make_log
+from tests.conftest import KEY, NEW_TICKET, Service, fresh_database
+from tickets.ledger import connect
+
+
+def tickets(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    variables = {"PATH": os.environ["PATH"], "JWT_SECRET_KEY": KEY, **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "api.cli", *arguments],
+        env={name: value for name, value in variables.items() if value},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def imported(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("cli")
+    with fresh_database(server, template) as dsn:
+        where = {"DATABASE_URL": dsn, "DATA_DIR": str(folder)}
+        done = tickets("import", "servicenow", str(make_log(folder / "log.csv.gz", incidents=60)), "--json", **where)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert (report["incidents"], len(report["dirty"])) == (60, 3)
+        yield where
+
+
+def test_help_names_every_command() -> None:
+    done = tickets("--help")
+    assert done.returncode == 0
+    for name in ("serve", "token", "import", "replay", "verify", "projections", "schema"):
+        assert name in done.stdout
+
+
+def test_a_token_says_who_and_is_signed_with_this_installations_key() -> None:
+    person = uuid4()
+    done = tickets(
+        "token", "--role", "TEAM_LEAD", "--sub", str(person), "--username", "grace", "--team", "A", "--team", "B"
+    )
+    claims = jwt.decode(done.stdout.strip(), KEY, algorithms=["HS256"])
+    assert (claims["sub"], claims["role"], claims["username"], claims["teams"]) == (
+        str(person),
+        "TEAM_LEAD",
+        "grace",
+        ["A", "B"],
+    )
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"AUTH_SERVICE_URL": "https://auth.example"},
+        {"JWT_ALGORITHM": "RS256", "JWT_SECRET_KEY": "-----BEGIN PUBLIC KEY-----"},
+    ],
+)
+def test_a_token_is_refused_where_tokens_come_from_elsewhere(elsewhere: dict[str, str]) -> None:
+    done = tickets("token", "--role", "ADMIN", **elsewhere)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "does not sign tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("token",),
+        ("token", "--role", "KING"),
+        ("serve", "--only", "nothing"),
+        ("replay",),
+        ("nonsense",),
+        ("verify", "--fast"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_so_on_standard_error(arguments: tuple[str, ...]) -> None:
+    done = tickets(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage" in done.stderr
+
+
+def test_a_bad_setting_stops_the_start_with_its_name() -> None:
+    done = tickets("serve", SERVICE_PORT="eighty")
+    assert done.returncode == 2
+    assert "SERVICE_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_is_away_is_a_sentence() -> None:
+    done = tickets("verify", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode == 2
+    assert "cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_replay_tells_a_life_fact_by_fact(imported: dict[str, str]) -> None:
+    told = tickets("replay", "INC0000003", **imported).stdout
+    assert "CREATED" in told
+    assert "CLOSED" in told
+    assert "INC0000003 at version" in told
+
+
+def test_replay_in_json_is_one_document_with_the_ticket_and_its_history(imported: dict[str, str]) -> None:
+    life = json.loads(tickets("replay", "INC0000003", "--json", **imported).stdout)
+    assert life["ticket"]["status"] == "CLOSED"
+    assert [entry["version"] for entry in life["history"]] == list(range(1, life["ticket"]["version"] + 1))
+
+
+def test_replay_to_a_version_or_a_time_shows_the_ticket_as_it_then_was(imported: dict[str, str]) -> None:
+    first = json.loads(tickets("replay", "INC0000003", "--version", "1", "--json", **imported).stdout)
+    assert (first["ticket"]["status"], len(first["history"])) == ("NEW", 1)
+    at = first["ticket"]["created_at"]
+    then = json.loads(tickets("replay", first["ticket"]["id"], "--as-of", at, "--json", **imported).stdout)
+    assert then["ticket"]["updated_at"] == at
+
+
+def test_replay_of_what_is_not_there_is_a_finding(imported: dict[str, str]) -> None:
+    assert tickets("replay", "INC9999999", **imported).returncode == 1
+    assert tickets("replay", "INC0000003", "--as-of", "1999-01-01T00:00:00Z", **imported).returncode == 1
+    assert tickets("replay", "INC0000003", "--as-of", "yesterday", **imported).returncode == 2
+    assert (
+        tickets("replay", "INC0000003", "--version", "1", "--as-of", "2020-01-01T00:00:00Z", **imported).returncode == 2
+    )
+
+
+def test_check_and_rebuild_find_every_read_model_as_it_should_be(imported: dict[str, str]) -> None:
+    for command in ("check", "rebuild"):
+        done = tickets("projections", command, "--json", **imported)
+        assert done.returncode == 0, done.stderr
+        compared = json.loads(done.stdout)
+        assert {one["projection"] for one in compared} == {"tickets", "history", "people"}
+        assert all(one["rows"] and not one["missing"] and not one["unexpected"] for one in compared)
+
+
+def test_status_says_how_far_each_read_model_is(imported: dict[str, str]) -> None:
+    seen = json.loads(tickets("projections", "status", "--json", **imported).stdout)
+    assert {one["behind"] for one in seen["projections"]} == {0}
+    assert seen["led"] is False
+    assert "no runner leads" in tickets("projections", "status", **imported).stdout
+
+
+def test_an_unknown_read_model_is_wrong_usage(imported: dict[str, str]) -> None:
+    done = tickets("projections", "rebuild", "nothing", **imported)
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
+
+
+def test_verify_is_clean_and_finds_what_was_tampered_with(server: str, template: str, tmp_path: Path) -> None:
+    with fresh_database(server, template) as dsn:
+        where = {"DATABASE_URL": dsn, "DATA_DIR": str(tmp_path)}
+        assert (
+            tickets("import", "servicenow", str(make_log(tmp_path / "log.csv.gz", incidents=5)), **where).returncode
+            == 0
+        )
+        clean = tickets("verify", "--json", **where)
+        assert (clean.returncode, json.loads(clean.stdout)["finding"]) == (0, None)
+
+        async def tamper() -> int:
+            connection = await connect(dsn, role=None)
+            position: int = await connection.fetchval("select max(position) - 3 from ledger.events")
+            await connection.execute("alter table ledger.events disable trigger all")
+            await connection.execute("update ledger.events set state = state || ' ' where position = $1", position)
+            await connection.close()
+            return position
+
+        position = asyncio.run(tamper())
+        found = tickets("verify", "--json", **where)
+        assert (found.returncode, json.loads(found.stdout)["finding"]["position"]) == (1, position)
+        assert f"position {position}" in tickets("verify", **where).stdout
+
+
+def test_what_a_running_service_recorded_can_be_replayed_by_number(service: Service, tmp_path: Path) -> None:
+    with service.client() as admin:
+        made = admin.post("/api/v1/tickets", json=NEW_TICKET)
+        admin.get("/api/v1/tickets", headers={"Ledger-Position": made.headers["Ledger-Position"]})
+    where = {"DATABASE_URL": service.dsn, "DATA_DIR": str(tmp_path)}
+    told = tickets("replay", made.json()["number"], **where)
+    assert NEW_TICKET["title"] in told.stdout
+    assert json.loads(tickets("projections", "status", "--json", **where).stdout)["led"] is True
