@@ -135,6 +135,11 @@ class Handler:
                 )
             except Refusal as refusal:
                 if fresh:
+                    # With a key, the same command may have been done meanwhile: that it cannot be done twice
+                    # is then no refusal.
+                    first = None if asked.key is None else await self._ledger.outcome(command_id)
+                    if first is not None:
+                        return await self._again(first, fingerprint)
                     raise await self._explained(refusal, ticket_id, asked) from None
                 before, fresh = await self._refreshed(ticket_id, before), True
                 continue

@@ -180,7 +180,8 @@ def _first_fault(batch: _Batch, chain: bytes, expected: int, versions: _Versions
         return Finding(batch.first, "no seal covers this fact")
     first, last = batch.rows[0]["position"], batch.rows[-1]["position"]
     if (first, last) != (batch.first, batch.last):
-        return Finding(expected, f"the seal covers {batch.first} to {batch.last}, but the facts are {first} to {last}")
+        bad = expected if first == batch.first else first
+        return Finding(bad, f"the seal covers {batch.first} to {batch.last}, but the facts are {first} to {last}")
     leaves = b"".join(row["leaf"] for row in batch.rows)
     if seal(chain, batch.first, batch.last, batch.sealed_at, leaves) != batch.seal:
         return Finding(batch.first, "the seal does not follow from the one before it and the facts that it covers")
@@ -192,7 +193,8 @@ async def _loose_ends(connection: "asyncpg.Connection[asyncpg.Record]", chain: b
     head = await connection.fetchrow("select position, seal from ledger.head")
     if head is None or head["position"] != expected - 1:
         at = None if head is None else head["position"]
-        return Finding(expected, f"the head says {at}, but the last fact is at {expected - 1}")
+        bad = expected if at is None else min(at + 1, expected)
+        return Finding(bad, f"the head says {at}, but the last fact is at {expected - 1}")
     if head["seal"] != chain:
         return Finding(expected - 1, "the head's seal is not the newest seal")
     beyond = await connection.fetchval(
@@ -201,13 +203,23 @@ async def _loose_ends(connection: "asyncpg.Connection[asyncpg.Record]", chain: b
     if beyond is not None:
         return Finding(expected, f"a seal covers facts up to {beyond} that are not there")
     stray = await connection.fetchval(
-        """select min(e.position) from (
-             select command_id, stream_id, max(version) as version, max(position) as position
+        """select min(e.first_position) from (
+             select command_id, stream_id, max(version) as version, min(position) as first_position,
+                    max(position) as position, max(recorded_at) as recorded_at
              from ledger.events group by command_id, stream_id) e
            left join ledger.commands c on c.command_id = e.command_id and c.stream_id = e.stream_id
-             and c.version = e.version and c.position = e.position
+             and c.version = e.version and c.position = e.position and c.recorded_at = e.recorded_at
            where c.command_id is null"""
     )
     if stray is not None:
         return Finding(stray, "the command of this fact is not in the record of commands as it was accepted")
+    idle = await connection.fetchval(
+        """select min(c.position) from ledger.commands c
+           left join ledger.events e on e.stream_id = c.stream_id and e.version = c.version
+             and e.position <= c.position
+           where c.position >= $1 or (e.position is null and c.version > 0)""",
+        expected,
+    )
+    if idle is not None:
+        return Finding(min(idle, expected), "a command is on record whose outcome is not among the facts")
     return None

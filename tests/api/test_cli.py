@@ -99,6 +99,13 @@ def test_a_bad_setting_stops_the_start_with_its_name() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_port_that_is_taken_stops_the_start(service: Service) -> None:
+    port = service.url.rsplit(":", 1)[1]
+    done = tickets("serve", "--port", port, DATABASE_URL=service.dsn)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
 def test_a_database_that_is_away_is_a_sentence() -> None:
     done = tickets("verify", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
     assert done.returncode == 2

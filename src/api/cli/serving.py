@@ -4,6 +4,7 @@ Deliberately absent: putting the service together (app.py).
 """
 
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,12 +37,25 @@ def serve(host: str | None, port: int | None, only: tuple[Part, ...]) -> None:
     logs.configure_logging(settings.log_level, service=settings.service_name)
     host, port = host or settings.service_host, port or settings.service_port
 
+    _refuse_taken_port(host, port)
+
     async def serving(dsn: str) -> None:
         async with app.application(settings, dsn, only or PARTS) as asgi:
             await app.serve(asgi, host, port, lambda: _welcome(settings, host, port))
 
     with _terminating(), open_database(settings) as dsn:
         run(serving(dsn))
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """The server would share a port with whoever listens there already, and each get some of the requests."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            fail(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port or SERVICE_PORT.")
 
 
 @contextmanager
@@ -64,8 +78,8 @@ def _welcome(settings: Settings, host: str, port: int) -> None:
     base = f"http://{host}:{port}"
     where = "PostgreSQL at DATABASE_URL" if settings.database_url else f"embedded PostgreSQL in {settings.data_dir}"
     say(f"Ticket Service runs at {base} ({where}); the documentation is at {base}/docs")
-    if not settings.signs_tokens:
-        return
+    if settings.jwt_secret_key is not None or not settings.signs_tokens:
+        return  # somebody else's key: tokens for trying it out would be tokens for real, in the log
     say("Tokens for trying it out, good for 12 hours:")
     token = ""
     for role, name in ((Role.END_USER, "uma"), (Role.SENIOR_ENGINEER, "sam"), (Role.ADMIN, "ada")):
