@@ -7,6 +7,7 @@ fact is: a field that changed cannot be missing. Deliberately absent: proofs; th
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -124,18 +125,18 @@ _FIELDS: Final = (
 )
 """All that a ticket shows and that facts change, but for version and updated_at: the entry itself has those."""
 
-_ATTRIBUTES: Final = tuple((field, field.removeprefix("sla.")) for field in _FIELDS)
+_shown: Final = attrgetter(*(field.removeprefix("sla.") for field in _FIELDS))
+_NOTHING: Final = (None,) * len(_FIELDS)
 
 
 def changes(before: Ticket | None, after: Ticket) -> list[Change]:
     """What is different. Of a ticket that was not there before: all that is not null."""
-    found = []
-    for field, attribute in _ATTRIBUTES:
-        new = getattr(after, attribute)
-        old = None if before is None else getattr(before, attribute)
-        if old is not new and old != new:
-            found.append(Change(field, old, new))
-    return found
+    was = _NOTHING if before is None else _shown(before)
+    return [
+        Change(field, old, new)
+        for field, old, new in zip(_FIELDS, was, _shown(after), strict=True)
+        if old is not new and old != new
+    ]
 
 
 def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) -> Entry:

@@ -5,7 +5,8 @@ Deliberately absent: catching up (runner.py), which a rebuild uses for the last 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from itertools import chain, groupby
 from operator import attrgetter
 from typing import Final
@@ -58,7 +59,7 @@ class NotLevel(Exception):  # noqa: N818 - as above
 
 async def rebuild(
     connection: Connection, reader: Connection, names: Sequence[str] = (), *, swap: bool = True
-) -> AsyncIterator[Progress | Compared]:
+) -> AsyncGenerator[Progress | Compared, None]:
     """Make the named read models (none: all) anew; with `swap`, put them in place of the live ones.
 
     Yields Progress, and at the end a Compared for each. Raises UnknownProjection, AlreadyRunning, NotLevel.
@@ -72,10 +73,11 @@ async def rebuild(
     try:
         await _clear(connection)
         position = 0
-        async for progress in _make_beside(connection, reader, wanted):
-            yield progress
-            if isinstance(progress, Compared):
-                position = progress.position
+        async with aclosing(_make_beside(connection, reader, wanted)) as made:
+            async for progress in made:
+                yield progress
+                if isinstance(progress, Compared):
+                    position = progress.position
         if swap:
             await _swap(connection, wanted, position)
     finally:
@@ -91,7 +93,7 @@ async def _clear(connection: Connection) -> None:
 
 async def _make_beside(
     connection: Connection, reader: Connection, wanted: dict[str, Projection]
-) -> AsyncIterator[Progress | Compared]:
+) -> AsyncGenerator[Progress | Compared, None]:
     """One snapshot: the live rows and their checkpoints are seen as of one moment, while they move on."""
     async with connection.transaction(isolation="repeatable_read"):
         positions = await _positions(connection, wanted)
@@ -104,16 +106,20 @@ async def _make_beside(
             )
         taken = 0
         writing: asyncio.Task[None] | None = None
-        async with reader.transaction(readonly=True):
-            async for chunk in _streams(reader, upto):
-                rows, given_up = _rows_of_streams(chunk, wanted)
-                if writing is not None:
-                    await writing
-                writing = asyncio.create_task(_copy(connection, wanted, rows, given_up))
-                taken += len(chunk)
-                yield Progress(facts=taken, of=upto)
-            if writing is not None:
-                await writing
+        try:
+            async with reader.transaction(readonly=True):
+                async for chunk in _streams(reader, upto):
+                    rows, given_up = _rows_of_streams(chunk, wanted)
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.create_task(_copy(connection, wanted, rows, given_up))
+                    taken += len(chunk)
+                    yield Progress(facts=taken, of=upto)
+        finally:
+            if writing is not None:  # also where this is given up: nobody can use the connection before
+                await asyncio.wait({writing})
+        if writing is not None:
+            await writing
         for name in (*wanted, "parked"):
             await _add_indexes(connection, name)
         for name, one in wanted.items():

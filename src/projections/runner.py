@@ -17,8 +17,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 from cachetools import LRUCache
-from eventsourcing.persistence import MapperDeserialisationError, Tracking
-from msgspec import MsgspecError
+from eventsourcing.persistence import Tracking
 
 from projections.history import HISTORY
 from projections.people import PEOPLE
@@ -26,8 +25,8 @@ from projections.projection import LIVE, Envelope, Projection, Row, Step, decode
 from projections.tickets import TICKETS
 from tickets import mapper
 from tickets.events import Fact, PersonSeen, TicketEvent
-from tickets.ledger import CONNECTION_LOST, Connection, Ledger, Raw
-from tickets.ticket import BrokenStream, Ticket, evolve
+from tickets.ledger import CONNECTION_LOST, POISONED, Connection, Ledger, Raw
+from tickets.ticket import Ticket, evolve
 
 PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, PEOPLE)}
 """All read models, by name."""
@@ -40,8 +39,19 @@ LEADER: Final = 0x70726F6A65637473  # "projects", as the number of an advisory l
 _log: Final = structlog.get_logger(__name__)
 
 
-INDIGESTIBLE: Final = (MapperDeserialisationError, MsgspecError, BrokenStream)
-"""What is raised where a stored fact cannot be read, or does not follow in its stream."""
+INDIGESTIBLE: Final = Exception
+"""What is raised where a fact is read and folded: it cannot be read, or does not follow in its stream.
+
+Whatever it is, one fact must not stop the rest.
+"""
+
+REFUSED: Final = (
+    *POISONED,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""What is raised where the database will not have a row: a NUL in a text, a number that is taken, an index full."""
 
 
 def step_of(raw: Raw, before: Ticket | None) -> Step:
@@ -94,6 +104,10 @@ class Fold:
         for stream in missing:
             self._tickets.pop(stream, None)
         self._tickets.update({stream: ticket for stream, ticket in folded.items() if ticket is not None})
+
+    def forget(self) -> None:
+        """Begin anew: what was folded was not written after all."""
+        self._tickets.clear()
 
     def step(self, raw: Raw) -> Step:
         """The step that a fact is. Raises one of INDIGESTIBLE."""
@@ -233,7 +247,22 @@ async def catch_up(
     batch_size: int,
     projected: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Take in the next facts; returns how many there were. `projected` is told how far all have come."""
+    """Take in the next facts; returns how many there were. `projected` is told how far all have come.
+
+    Where the database refuses a row, the batch is halved until the fact is alone, and its stream is parked.
+    """
+    while True:
+        try:
+            return await _take_in(connection, fold, batch_size, projected)
+        except REFUSED as error:
+            if batch_size == 1:
+                raise
+            _log.warning("runner.refused", error=repr(error), facts=batch_size)
+            batch_size //= 2
+            fold.forget()
+
+
+async def _take_in(connection: Connection, fold: Fold, batch_size: int, projected: Callable[[int], None]) -> int:
     async with connection.transaction():
         # The lock on the checkpoints is what a rebuild takes to swap its tables in.
         checkpoints = await checkpoints_of(connection, lock=True)
@@ -256,7 +285,10 @@ async def catch_up(
         positions = {one.application_name: one.notification_id for one in checkpoints}
         rows, given_up = rows_of(batch, fold, positions, parked)
         for name, new in rows.items():
-            await write(connection, PROJECTIONS[name], new)
+            if len(batch) > 1:
+                await write(connection, PROJECTIONS[name], new)
+            else:
+                given_up += await _write_or_give_up(connection, name, new, batch[0])
         await park(connection, given_up)
         last = batch[-1].position
         await connection.execute(
@@ -266,6 +298,16 @@ async def catch_up(
     projected(last)
     _log.debug("runner.batch", facts=len(batch), position=last, seconds=round(monotonic() - began, 4))
     return len(batch)
+
+
+async def _write_or_give_up(connection: Connection, name: str, rows: Sequence[Row], raw: Raw) -> list[Parked]:
+    """Write the rows of one fact, or if the database refuses them, give its stream up."""
+    try:
+        async with connection.transaction():
+            await write(connection, PROJECTIONS[name], rows)
+    except REFUSED as error:
+        return [(name, raw.stream_id, raw.position, f"{raw.topic}: {error!r}")]
+    return []
 
 
 async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[Tracking]:

@@ -25,6 +25,9 @@ _DECODERS: Final[dict[str, Callable[[bytes], Fact]]] = {
     fact.TOPIC: cast("msgspec.json.Decoder[Fact]", msgspec.json.Decoder(fact)).decode for fact in FACTS
 }
 
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading damaged bytes can raise, an upcaster that is given other than an object included."""
+
 encode: Final = msgspec.json.Encoder().encode
 """A fact's stored bytes."""
 
@@ -34,7 +37,7 @@ def decode(topic: str, state: bytes) -> Fact:
     try:
         decoder = _DECODERS.get(topic)
         return _upcast(topic, state) if decoder is None else decoder(state)
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+    except _UNREADABLE as error:
         raise MapperDeserialisationError(f"{topic} cannot be read: {error!r}") from error
 
 
@@ -43,7 +46,7 @@ def decode_all(rows: Iterable[Any]) -> list[Fact]:
     rows = list(rows)
     try:
         return [_DECODERS[topic](state) for topic, state in rows]
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
+    except _UNREADABLE:
         return [decode(topic, state) for topic, state in rows]  # one is old, or broken and will be named
 
 

@@ -23,13 +23,13 @@ class Role(StrEnum):
 
 
 class Permission(StrEnum):
-    """What can be allowed or not."""
+    """What can be allowed or not, as a verb: somebody may or may not … a ticket."""
 
     CREATE = "create"
     VIEW = "view"
     UPDATE = "update"
     ASSIGN = "assign"
-    MOVE = "status, resolve, close"
+    MOVE = "change the status of"
     REOPEN = "reopen"
     DELETE = "delete"
     RESTORE = "restore"

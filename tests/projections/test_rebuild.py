@@ -1,0 +1,306 @@
+"""Making read models anew on a real database: the same to the byte, drift found and mended, nobody held up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from projections import history, people, tickets
+from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
+from projections.runner import PROJECTIONS
+from projections.status import read_status
+from tests.conftest import eventually
+from tests.projections.test_runner import (
+    ADA,
+    assert_all_is_as_it_should_be,
+    broken,
+    compared,
+    dump,
+    level,
+    live,
+    running,
+    store,
+)
+from tests.tickets.test_ledger import assigned, created
+from tickets.ledger import Connection, Ledger, connect
+
+
+@asynccontextmanager
+async def two_connections(dsn: str) -> AsyncIterator[tuple[Connection, Connection]]:
+    connection, reader = await connect(dsn), await connect(dsn)
+    try:
+        yield connection, reader
+    finally:
+        await connection.close()
+        await reader.close()
+
+
+async def caught_up(ledger: Ledger, owner: Connection, dsn: str, count: int = 9) -> list[UUID]:
+    made = await live(ledger, count)
+    async with running(ledger, dsn):
+        await eventually(lambda: level(owner))
+    return made
+
+
+async def left_beside(owner: Connection) -> list[str]:
+    rows = await owner.fetch("select relname from pg_class where relnamespace = 'rebuild'::regnamespace")
+    return [row[0] for row in rows]
+
+
+async def oids(owner: Connection) -> dict[str, int]:
+    return {name: await owner.fetchval("select $1::text::regclass::oid", f"read_model.{name}") for name in PROJECTIONS}
+
+
+async def shape(owner: Connection) -> dict[str, list[tuple[object, ...]]]:
+    """Everything about the read models' tables but the rows."""
+    queries = {
+        "indexes": "select tablename, indexname, indexdef from pg_indexes where schemaname = 'read_model' order by 2",
+        "constraints": """select conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint
+                          where connamespace = 'read_model'::regnamespace order by 1, 2""",
+        "columns": """select table_name, column_name, ordinal_position, data_type, is_nullable, column_default,
+                             col_description(format('read_model.%I', table_name)::regclass, ordinal_position)
+                      from information_schema.columns where table_schema = 'read_model' order by 1, 3""",
+        "tables": """select relname, relowner::regrole::text, obj_description(oid), relacl::text from pg_class
+                     where relnamespace = 'read_model'::regnamespace and relkind = 'r' order by 1""",
+    }
+    return {what: [tuple(row) for row in await owner.fetch(query)] for what, query in queries.items()}
+
+
+# ------------------------------------------------------------------------------------------------- the same
+
+
+async def test_a_rebuild_leaves_every_read_model_as_it_was_to_the_byte(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    await caught_up(ledger, owner, dsn)
+    rows, shapes, tables = await dump(owner), await shape(owner), await oids(owner)
+    for _ in range(2):
+        found = await compared(dsn, swap=True)
+        assert [(one.projection, one.rows, one.clean) for one in found] == [
+            (name, len(rows[name]), True) for name in PROJECTIONS
+        ]
+        assert await dump(owner) == rows
+        assert await shape(owner) == shapes, "names, indexes, owners and comments as well"
+        assert await left_beside(owner) == []
+    assert not set((await oids(owner)).values()) & set(tables.values()), "they are other tables than before"
+    assert len(shapes["indexes"]) > 15
+    assert all(comment for _, _, comment, _ in shapes["tables"])
+
+
+async def test_read_models_that_are_empty_can_be_rebuilt(owner: Connection, dsn: str) -> None:
+    found = await compared(dsn, swap=True)
+    assert found == [Compared(name, 0, 0, 0, 0) for name in PROJECTIONS]
+    assert all(rows == [] for rows in (await dump(owner)).values())
+
+
+async def test_it_says_how_far_it_is_and_then_what_it_found(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn)
+    head = await ledger.head()
+    async with two_connections(dsn) as (connection, reader):
+        steps = [step async for step in rebuild(connection, reader, swap=False)]
+    assert steps[0] == Progress(facts=head, of=head)
+    assert [(one.projection, one.position) for one in steps[1:] if isinstance(one, Compared)] == [
+        (name, head) for name in PROJECTIONS
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- drift
+
+DRIFTS: dict[str, tuple[str, str, int, int]] = {
+    # what, the read model, rows missing, rows unexpected
+    "a changed answer": ("update read_model.tickets set doc = doc || ' ' where number = $1", "tickets", 1, 1),
+    "a changed column": ("update read_model.tickets set team = 'Nobody' where number = $1", "tickets", 1, 1),
+    "a missing ticket": ("delete from read_model.tickets where number = $1", "tickets", 1, 0),
+    "an older ticket": ("update read_model.tickets set version = version - 1 where number = $1", "tickets", 1, 1),
+    "an extra person": (
+        "insert into read_model.people select gen_random_uuid(), $1, 'ADMIN', '{}', 1",
+        "people",
+        0,
+        1,
+    ),
+    "an entry that was put differently": (
+        """update read_model.history set entry = 'x' where position = (select max(h.position) from read_model.history h
+           join read_model.tickets t on t.ticket_id = h.ticket_id and t.number = $1)""",
+        "history",
+        1,
+        1,
+    ),
+    "entries that are gone": ("delete from read_model.history where position <= 3 and $1 <> ''", "history", 3, 0),
+}
+
+
+async def test_a_check_finds_drift_and_a_rebuild_mends_it(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    made = [(await live(ledger, 1))[0] for _ in range(3)]  # three creations come first
+    await caught_up(ledger, owner, dsn)
+    number = await owner.fetchval("select number from read_model.tickets where ticket_id = $1", made[1])
+    rows = await dump(owner)
+    entries = await owner.fetchval("select count(*) from read_model.history where position <= 3")
+    for what, (statement, name, missing, unexpected) in DRIFTS.items():
+        await owner.execute(statement.replace("$1", f"'{number}'"))
+        drifted = await dump(owner)
+        assert drifted != rows, what
+        gone = entries if what == "entries that are gone" else missing
+        for swap in (False, True):
+            found = {one.projection: (one.missing, one.unexpected, one.clean) for one in await compared(dsn, swap=swap)}
+            assert found.pop(name) == (gone, unexpected, False), what
+            assert set(found.values()) == {(0, 0, True)}, what
+            assert await dump(owner) == (rows if swap else drifted), what
+    assert all(one.clean for one in await compared(dsn))
+
+
+async def test_a_rebuild_of_one_name_leaves_the_others_alone(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn)
+    rows, before = await dump(owner), await oids(owner)
+    await owner.execute("delete from read_model.people; delete from read_model.history")
+    assert [one.projection for one in await compared(dsn, names=["people"], swap=True)] == ["people"]
+    after = await oids(owner)
+    assert {name for name in PROJECTIONS if before[name] != after[name]} == {"people"}
+    assert await dump(owner) == {**rows, "history": []}
+
+
+async def test_a_name_that_is_none_is_refused_before_anything_is_done(owner: Connection, dsn: str) -> None:
+    before = await oids(owner)
+    with pytest.raises(UnknownProjection, match="tockets; there are tickets, history, people"):
+        await compared(dsn, names=["people", "tockets"], swap=True)
+    assert await oids(owner) == before
+
+
+async def test_one_at_a_time(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn, 2)
+    async with two_connections(dsn) as (connection, reader):
+        steps = rebuild(connection, reader, swap=False)
+        await anext(steps)
+        with pytest.raises(AlreadyRunning):
+            await compared(dsn)
+        async for _ in steps:
+            pass
+    assert all(one.clean for one in await compared(dsn))
+
+
+async def test_read_models_that_are_not_level_are_left_for_later(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn, 2)
+    await owner.execute("update read_model.checkpoints set position = position - 1 where projection = 'people'")
+    with pytest.raises(NotLevel):
+        await compared(dsn, swap=True)
+    assert [one.projection for one in await compared(dsn, names=["tickets", "history"])] == ["tickets", "history"]
+
+
+# ------------------------------------------------------------------------------------------ nobody is held up
+
+
+async def test_reads_and_writes_go_on_while_everything_is_rebuilt(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    first = await caught_up(ledger, owner, dsn)
+    entries = (await history.read(ledger.pool, first[3])).total
+    rebuilt = asyncio.Event()
+    reads = 0
+
+    async def read() -> None:
+        nonlocal reads
+        while not rebuilt.is_set():
+            found = await tickets.find(ledger.pool, first[3])
+            assert found is not None
+            assert len((await tickets.search(ledger.pool, tickets.Filter())).docs) >= len(first)
+            assert (await history.read(ledger.pool, first[3])).total == entries
+            assert await people.find(ledger.pool, ADA.id) is None  # was never seen, only acted
+            reads += 1
+
+    async def write() -> int:
+        written = 0
+        while not rebuilt.is_set():
+            written += len(await live(ledger, 3))
+        return written
+
+    async def make_anew() -> None:
+        try:
+            for _ in range(4):
+                assert all(one.clean for one in await compared(dsn, swap=True))
+                await asyncio.sleep(0.1)
+        finally:
+            rebuilt.set()
+
+    async with running(ledger, dsn, batch_size=50) as runner, asyncio.timeout(30):
+        _, _, _, written = await asyncio.gather(make_anew(), read(), read(), write())
+        await eventually(lambda: level(owner))
+        assert runner.leads
+    assert reads > 10
+    assert await owner.fetchval("select count(*) from read_model.tickets") == len(first) + written
+    await assert_all_is_as_it_should_be(dsn, owner)
+    assert await left_beside(owner) == []
+
+
+async def test_what_came_while_it_was_being_made_is_in_it(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn)
+    async with two_connections(dsn) as (connection, reader), running(ledger, dsn):
+        async for step in rebuild(connection, reader):
+            if isinstance(step, Compared) and step.projection == "tickets":
+                await live(ledger, 9)
+                await eventually(lambda: level(owner))
+    await assert_all_is_as_it_should_be(dsn, owner)
+
+
+async def test_nothing_is_left_behind_however_it_ends(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn, 3)
+    rows = await dump(owner)
+    await compared(dsn)
+    assert await left_beside(owner) == []
+
+    async with two_connections(dsn) as (connection, reader):
+        steps = rebuild(connection, reader)
+        await anext(steps)
+        await steps.aclose()
+        assert await left_beside(owner) == [], "given up half-way"
+
+    async with two_connections(dsn) as (connection, reader):
+        steps = rebuild(connection, reader)
+        await anext(steps)
+        connection.terminate()
+        with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresConnectionError)):
+            await anext(steps)
+
+    async def its_session_is_gone() -> bool:
+        left: int = await owner.fetchval("select count(*) from pg_locks where locktype = 'advisory' and granted")
+        return left == 0
+
+    await eventually(its_session_is_gone)
+    assert await left_beside(owner) == [], "killed half-way"
+    assert all(one.clean for one in await compared(dsn, swap=True))
+    assert await dump(owner) == rows
+
+
+# ----------------------------------------------------------------------------------------------------- parked
+
+
+async def test_a_stream_that_is_still_broken_stays_parked(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    stream = uuid4()
+    await store(owner, stream, 1, created(stream))
+    position = await store(owner, stream, 2, **broken(stream)["a topic that nobody knows"])
+    await caught_up(ledger, owner, dsn)
+    before = await dump(owner)
+    assert {row[:3] for row in before["parked"]} == {(name, stream, position) for name in PROJECTIONS}
+    assert all(one.clean for one in await compared(dsn, swap=True))
+    assert await dump(owner) == before
+    await store(owner, stream, 3, assigned(stream, 3))
+    async with running(ledger, dsn):
+        await eventually(lambda: level(owner))
+    assert await dump(owner) == before, "and what comes after it is passed over as before"
+
+
+async def test_a_stream_that_can_be_digested_by_now_is_parked_no_longer(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    (stream, *_) = await live(ledger, 3)
+    await owner.execute("insert into read_model.parked values ('tickets', $1, 1, 'an old mistake', now())", stream)
+    async with running(ledger, dsn):
+        await eventually(lambda: level(owner))
+    assert await tickets.find(ledger.pool, stream) is None
+    (found, *others) = await compared(dsn)
+    assert (found.missing, found.unexpected, {one.clean for one in others}) == (1, 0, {True})
+    await compared(dsn, names=["people"], swap=True)
+    assert len((await read_status(owner)).parked) == 1, "another name's rebuild is not its own"
+    await compared(dsn, names=["tickets"], swap=True)
+    assert (await read_status(owner)).parked == []
+    assert await tickets.find(ledger.pool, stream) is not None
+    await assert_all_is_as_it_should_be(dsn, owner)

@@ -1,0 +1,414 @@
+"""Handling commands on a real ledger: If-Match, idempotency keys, stale caches, and many at once."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from tests.conftest import fresh_database
+from tests.tickets.test_ledger import appending, created
+from tickets.commands import Assign, ChangeStatus, Command, Create, Delete, Edit, Restore
+from tickets.errors import (
+    Forbidden,
+    IdempotencyKeyReused,
+    IllegalTransition,
+    NotFound,
+    TicketDeleted,
+    TooContended,
+    UnknownAssignee,
+    VersionMismatch,
+)
+from tickets.events import Metadata
+from tickets.handler import Answer, Asked, Handler
+from tickets.ledger import Ledger
+from tickets.lifecycle import Status
+from tickets.permissions import Actor, Assignee, Role
+from tickets.sla import Priority
+from tickets.values import Category
+
+ADA = Actor(id=uuid4(), role=Role.ADMIN, username="ada")
+BEA = Actor(id=uuid4(), role=Role.MANAGER, username="bea")
+CREATE = Create(title="Mail is down", description="Nobody gets any", category=Category.INCIDENT)
+
+
+@pytest.fixture(scope="module")
+def dsn(server: str, template: str) -> Iterator[str]:
+    """One database for all of these: each test looks at its own tickets only."""
+    with fresh_database(server, template) as url:
+        yield url
+
+
+async def known_to_all(person_id: UUID) -> Assignee | None:
+    return Assignee(id=person_id)
+
+
+async def nobody(_: UUID) -> Assignee | None:
+    return None
+
+
+@pytest.fixture
+def handler(ledger: Ledger) -> Handler:
+    return Handler(ledger, known_to_all)
+
+
+@pytest.fixture
+async def two(dsn: str) -> AsyncIterator[tuple[Handler, Handler]]:
+    """Two processes' handlers, as it were: each with a ledger and a cache of its own."""
+    async with AsyncExitStack() as stack:
+        first, second = [await stack.enter_async_context(Ledger.open(dsn)) for _ in range(2)]
+        yield Handler(first, known_to_all), Handler(second, known_to_all)
+
+
+def by(actor: Actor = ADA, *, key: str | None = None, if_match: set[int] | None = None) -> Asked:
+    return Asked(actor=actor, key=key, if_match=None if if_match is None else frozenset(if_match))
+
+
+def move(status: Status, reason: str | None = None) -> ChangeStatus:
+    return ChangeStatus(status=status, reason=reason)
+
+
+async def create(handler: Handler, *moves: Status, actor: Actor = ADA) -> UUID:
+    """A ticket that was moved so far."""
+    ticket = (await handler.handle(CREATE, None, by(actor))).ticket
+    for status in moves:
+        await handler.handle(move(status, "because"), ticket.id, by())
+    return ticket.id
+
+
+async def version(handler: Handler, ticket_id: UUID) -> int:
+    ticket = await handler.ticket(ticket_id)
+    return 0 if ticket is None else ticket.version
+
+
+# ------------------------------------------------------------------------------------------------- the answer
+
+
+async def test_the_answer_is_the_ticket_after_the_command_and_its_position(handler: Handler, ledger: Ledger) -> None:
+    asked = Asked(actor=ADA, ip_address="192.0.2.7", request_id="r-7")
+    answer = await handler.handle(CREATE, None, asked)
+    assert answer.ticket == await handler.ticket(answer.ticket.id)
+    assert not answer.replayed
+    moved = await handler.handle(Assign(assignee_id=BEA.id), answer.ticket.id, asked)
+    assert (moved.ticket.status, moved.ticket.version) == (Status.OPEN, 3), "two facts followed"
+    recorded = await ledger.load(answer.ticket.id)
+    assert [one.position for one in recorded] == [answer.position, moved.position - 1, moved.position]
+    about = msgspec.json.decode(recorded[-1].metadata, type=Metadata)
+    assert (about.actor.id, about.actor.username, about.actor.role) == (ADA.id, "ada", Role.ADMIN)
+    assert (about.ip_address, about.request_id) == ("192.0.2.7", "r-7")
+    outcome = await ledger.outcome(about.command_id)
+    assert outcome is not None
+    assert (outcome.version, outcome.position) == (3, moved.position)
+    assert (await handler.ticket(answer.ticket.id, upto=1)) == answer.ticket
+
+
+async def test_what_is_not_there_is_not_found(handler: Handler) -> None:
+    for command in (Edit(title="Anything"), Delete(), Restore(), move(Status.OPEN), Assign(team="Mail")):
+        with pytest.raises(NotFound):
+            await handler.handle(command, uuid4(), by())
+    assert await handler.ticket(uuid4()) is None
+
+
+async def test_a_command_that_changes_nothing_appends_nothing(handler: Handler, ledger: Ledger) -> None:
+    ticket_id = await create(handler)
+    head = await ledger.head()
+    answer = await handler.handle(Edit(title=CREATE.title), ticket_id, by())
+    assert (answer.ticket.version, answer.replayed) == (1, False)
+    assert answer.position >= head
+    assert await ledger.head() == head
+
+
+async def test_whom_nobody_knows_cannot_be_assigned_but_oneself_can(ledger: Ledger) -> None:
+    handler = Handler(ledger, nobody)
+    ticket_id = await create(handler)
+    with pytest.raises(UnknownAssignee):
+        await handler.handle(Assign(assignee_id=BEA.id), ticket_id, by())
+    assert (await handler.handle(Assign(assignee_id=ADA.id), ticket_id, by())).ticket.assignee_id == ADA.id
+
+
+async def test_a_streams_time_never_runs_backwards(handler: Handler, ledger: Ledger) -> None:
+    ticket_id, ahead = uuid4(), datetime.now(UTC) + timedelta(hours=1)
+    await ledger.append(appending(ticket_id, 0, created(ticket_id, at=ahead)))
+    answer = await handler.handle(Edit(title="By a clock that is late"), ticket_id, by())
+    assert answer.ticket.updated_at == ahead
+
+
+# ---------------------------------------------------------------------------------------------------- If-Match
+
+
+async def test_a_command_for_the_present_version_is_done(handler: Handler) -> None:
+    ticket_id = await create(handler)
+    assert (await handler.handle(Edit(title="One"), ticket_id, by(if_match={1}))).ticket.version == 2
+    assert (await handler.handle(Edit(title="Two"), ticket_id, by(if_match={1, 2, 9}))).ticket.version == 3
+    assert (await handler.handle(Edit(title="Three"), ticket_id, by())).ticket.version == 4
+
+
+async def test_a_command_for_another_version_is_told_what_happened_since(handler: Handler, ledger: Ledger) -> None:
+    ticket_id = await create(handler, Status.OPEN, Status.IN_PROGRESS)
+    topics = ["ticket.created.v1", "ticket.status_changed.v1", "ticket.status_changed.v1"]
+    times = [fact.timestamp for fact in await ledger.facts(ticket_id)]
+    for if_match, expected, since in (
+        ({1}, "1", [2, 3]),
+        ({2, 1}, "1, 2", [2, 3]),
+        ({2}, "2", [3]),
+        ({4}, "4", []),
+        (set[int](), "that", [1, 2, 3]),
+    ):
+        with pytest.raises(VersionMismatch, match=f"at version 3, not at {expected}") as refused:
+            await handler.handle(Edit(title="Too late"), ticket_id, by(if_match=if_match))
+        assert refused.value.details["current_version"] == 3
+        assert refused.value.details["events"] == [
+            {"version": number, "topic": topics[number - 1], "occurred_at": times[number - 1]} for number in since
+        ]
+    assert await version(handler, ticket_id) == 3
+
+
+async def test_a_command_that_would_change_nothing_is_refused_for_another_version_all_the_same(
+    handler: Handler,
+) -> None:
+    ticket_id = await create(handler)
+    with pytest.raises(VersionMismatch):
+        await handler.handle(Edit(title=CREATE.title), ticket_id, by(if_match={2}))
+    assert (await handler.handle(Edit(title=CREATE.title), ticket_id, by(if_match={1}))).ticket.version == 1
+
+
+async def test_who_may_not_is_not_told_the_version(handler: Handler) -> None:
+    ticket_id = await create(handler)
+    stranger = Actor(id=uuid4(), role=Role.END_USER)
+    engineer = Actor(id=uuid4(), role=Role.DEVOPS_ENGINEER)
+    with pytest.raises(NotFound):
+        await handler.handle(Edit(title="Mine now"), ticket_id, by(stranger, if_match={7}))
+    with pytest.raises(Forbidden):
+        await handler.handle(Edit(title="Mine now"), ticket_id, by(engineer, if_match={7}))
+
+
+# -------------------------------------------------------------------------------------------- Idempotency-Key
+
+
+async def test_the_same_key_gives_the_first_answer_again_whatever_happened_since(
+    handler: Handler, ledger: Ledger
+) -> None:
+    first = await handler.handle(CREATE, None, by(key="create"))
+    ticket_id = first.ticket.id
+    opened = await handler.handle(move(Status.OPEN), ticket_id, by(key="open", if_match={1}))
+    await handler.handle(Edit(title="Changed since"), ticket_id, by())
+    head = await ledger.head()
+    assert await handler.handle(CREATE, None, by(key="create")) == Answer(first.ticket, first.position, replayed=True)
+    again = await handler.handle(move(Status.OPEN), ticket_id, by(key="open", if_match={1}))
+    assert again == Answer(opened.ticket, opened.position, replayed=True), "If-Match was right when it was done"
+    assert await ledger.head() == head
+
+
+async def test_another_process_gives_the_first_answer_as_well(two: tuple[Handler, Handler]) -> None:
+    here, there = two
+    key = str(uuid4())
+    first = await here.handle(CREATE, None, by(key=key))
+    assert await there.handle(CREATE, None, by(key=key)) == Answer(first.ticket, first.position, replayed=True)
+
+
+async def test_a_key_that_was_used_for_something_else_is_refused(handler: Handler, ledger: Ledger) -> None:
+    ticket_id, other = await create(handler), await create(handler)
+    key = str(uuid4())
+    await handler.handle(Edit(title="First"), ticket_id, by(key=key))
+    head = await ledger.head()
+    others: list[tuple[Command, UUID | None]] = [
+        (Edit(title="Second"), ticket_id),
+        (Edit(title="First"), other),
+        (Delete(), ticket_id),
+        (Restore(), ticket_id),
+        (CREATE, None),
+        (Edit(title="First"), uuid4()),
+    ]
+    for command, which in others:
+        with pytest.raises(IdempotencyKeyReused):
+            await handler.handle(command, which, by(key=key))
+    assert await ledger.head() == head
+
+
+async def test_delete_and_restore_are_not_taken_for_the_same_body(handler: Handler) -> None:
+    ticket_id, key = await create(handler), str(uuid4())
+    await handler.handle(Delete(), ticket_id, by(key=key))
+    with pytest.raises(IdempotencyKeyReused):
+        await handler.handle(Restore(), ticket_id, by(key=key))
+
+
+async def test_keys_belong_to_their_sender(handler: Handler) -> None:
+    key = str(uuid4())
+    first = await handler.handle(CREATE, None, by(ADA, key=key))
+    second = await handler.handle(CREATE, None, by(BEA, key=key))
+    assert not second.replayed
+    assert first.ticket.id != second.ticket.id
+
+
+async def test_a_command_that_changed_nothing_is_remembered_under_its_key(handler: Handler, ledger: Ledger) -> None:
+    ticket_id, key = await create(handler), str(uuid4())
+    nothing = await handler.handle(Edit(title=CREATE.title), ticket_id, by(key=key))
+    assert (nothing.ticket.version, nothing.replayed) == (1, False)
+    await handler.handle(Edit(title="Now it would"), ticket_id, by())
+    head = await ledger.head()
+    again = await handler.handle(Edit(title=CREATE.title), ticket_id, by(key=key))
+    assert again == Answer(nothing.ticket, nothing.position, replayed=True)
+    assert await ledger.head() == head
+
+
+async def test_a_refusal_is_not_remembered(handler: Handler) -> None:
+    ticket_id, key = await create(handler), str(uuid4())
+    with pytest.raises(IllegalTransition):
+        await handler.handle(move(Status.IN_PROGRESS), ticket_id, by(key=key))
+    await handler.handle(move(Status.OPEN), ticket_id, by())
+    answer = await handler.handle(move(Status.IN_PROGRESS), ticket_id, by(key=key))
+    assert (answer.ticket.status, answer.replayed) == (Status.IN_PROGRESS, False)
+
+
+@pytest.mark.parametrize(
+    ("command", "if_match"),
+    [(Edit(title="Once"), None), (Edit(title="Once"), {1}), (Delete(), None), (move(Status.OPEN), {1})],
+    ids=str,
+)
+async def test_of_many_who_send_one_key_at_once_all_get_the_first_answer(
+    two: tuple[Handler, Handler], command: Command, if_match: set[int] | None
+) -> None:
+    """Also where the command, done once, can by now not be done again."""
+    ticket_id, key = await create(two[0]), str(uuid4())
+    answers = await asyncio.gather(
+        *(two[turn % 2].handle(command, ticket_id, by(key=key, if_match=if_match)) for turn in range(40))
+    )
+    assert Counter(answer.replayed for answer in answers) == {False: 1, True: 39}
+    assert len({(answer.ticket.version, answer.position) for answer in answers}) == 1
+    assert await version(two[0], ticket_id) == 2
+
+
+async def test_of_many_who_create_with_one_key_at_once_one_creates(two: tuple[Handler, Handler]) -> None:
+    key = str(uuid4())
+    answers = await asyncio.gather(*(two[turn % 2].handle(CREATE, None, by(key=key)) for turn in range(40)))
+    assert Counter(answer.replayed for answer in answers) == {False: 1, True: 39}
+    assert len({answer.ticket.id for answer in answers}) == 1
+
+
+# ----------------------------------------------------------------------------------------------- stale caches
+
+
+async def test_a_refusal_is_decided_again_on_what_is_really_there(two: tuple[Handler, Handler]) -> None:
+    here, there = two
+    ticket_id = await create(there)  # there it is known as NEW, and stays so
+    await here.handle(move(Status.OPEN), ticket_id, by())
+    await here.handle(move(Status.IN_PROGRESS), ticket_id, by())
+    answer = await there.handle(move(Status.RESOLVED, "Done"), ticket_id, by())
+    assert (answer.ticket.status, answer.ticket.version) == (Status.RESOLVED, 4)
+
+    await there.handle(Delete(), ticket_id, by())
+    with pytest.raises(TicketDeleted):
+        await there.handle(Edit(title="Gone"), ticket_id, by())
+    await here.handle(Restore(), ticket_id, by())
+    assert (await there.handle(move(Status.CLOSED), ticket_id, by())).ticket.version == 7
+
+
+async def test_what_was_allowed_before_is_refused_now(two: tuple[Handler, Handler]) -> None:
+    here, there = two
+    engineer = Actor(id=uuid4(), role=Role.DEVOPS_ENGINEER)
+    ticket_id = await create(there)
+    await there.handle(Assign(assignee_id=engineer.id), ticket_id, by())
+    await there.handle(Edit(title="Mine"), ticket_id, by(engineer))
+    await here.handle(Assign(assignee_id=BEA.id), ticket_id, by())
+    with pytest.raises(Forbidden):
+        await there.handle(Edit(title="Still mine?"), ticket_id, by(engineer))
+    assert await version(here, ticket_id) == 5
+
+
+async def test_what_changed_nothing_before_changes_something_now(two: tuple[Handler, Handler]) -> None:
+    here, there = two
+    ticket_id = await create(there)
+    await here.handle(Edit(priority=Priority.P1), ticket_id, by())
+    answer = await there.handle(Edit(priority=CREATE.priority), ticket_id, by())
+    assert (answer.ticket.priority, answer.ticket.version) == (CREATE.priority, 5), "priority and due dates, twice"
+
+
+async def test_if_match_is_held_against_what_is_really_there(two: tuple[Handler, Handler]) -> None:
+    here, there = two
+    ticket_id = await create(there)
+    await here.handle(Edit(title="Meanwhile"), ticket_id, by())
+    with pytest.raises(VersionMismatch) as refused:
+        await there.handle(Edit(title="On the old one"), ticket_id, by(if_match={1}))
+    assert refused.value.details["current_version"] == 2
+    await here.handle(Edit(title="Once more"), ticket_id, by())
+    answer = await there.handle(Edit(title="On the new one"), ticket_id, by(if_match={3}))
+    assert answer.ticket.version == 4
+
+
+async def test_a_cache_that_is_far_too_small_only_costs_time(ledger: Ledger) -> None:
+    handler = Handler(ledger, known_to_all, cache_size=2)
+    tickets = [await create(handler) for _ in range(5)]
+    for turn in range(3):
+        answers = [await handler.handle(Edit(title=f"Round {turn}"), ticket_id, by()) for ticket_id in tickets]
+        assert [answer.ticket.version for answer in answers] == [turn + 2] * 5
+
+
+# ------------------------------------------------------------------------------------------------ many at once
+
+
+async def test_of_64_commands_for_one_version_exactly_one_is_done(two: tuple[Handler, Handler]) -> None:
+    ticket_id = await create(two[0])
+    results = await asyncio.gather(
+        *(two[n % 2].handle(Edit(title=f"Writer {n}"), ticket_id, by(if_match={1})) for n in range(64)),
+        return_exceptions=True,
+    )
+    (won,) = [one for one in results if isinstance(one, Answer)]
+    lost = [one for one in results if isinstance(one, VersionMismatch)]
+    assert len(lost) == 63
+    assert won.ticket.version == await version(two[0], ticket_id) == 2
+    for refusal in lost:
+        events: Any = refusal.details["events"]
+        assert refusal.details["current_version"] == 2
+        assert [(event["version"], event["topic"]) for event in events] == [(2, "ticket.edited.v1")]
+
+
+async def test_without_if_match_all_of_them_are_decided_again_until_each_is_done(
+    two: tuple[Handler, Handler], ledger: Ledger
+) -> None:
+    ticket_id = await create(two[0])
+    answers = await asyncio.gather(*(two[n % 2].handle(Edit(title=f"Writer {n}"), ticket_id, by()) for n in range(64)))
+    assert sorted(answer.ticket.version for answer in answers) == list(range(2, 66))
+    told = {answer.ticket.version: answer.ticket.title for answer in answers}
+    for fact in (await ledger.facts(ticket_id))[1:]:
+        assert told[fact.originator_version] == getattr(fact, "title", None), "each was told what it had done"
+
+
+async def test_of_64_who_take_the_same_step_one_does_and_the_rest_find_it_done(two: tuple[Handler, Handler]) -> None:
+    ticket_id = await create(two[0])
+    answers = await asyncio.gather(*(two[n % 2].handle(move(Status.OPEN), ticket_id, by()) for n in range(64)))
+    assert {answer.ticket.version for answer in answers} == {2}
+    assert await version(two[0], ticket_id) == 2
+
+
+async def test_who_loses_more_often_than_is_bearable_is_told_so(ledger: Ledger) -> None:
+    handler = Handler(ledger, known_to_all, attempts=1)
+    ticket_id = await create(handler)
+    results = await asyncio.gather(
+        *(handler.handle(Edit(title=f"Writer {n}"), ticket_id, by()) for n in range(4)), return_exceptions=True
+    )
+    assert Counter(type(one) for one in results) == {Answer: 1, TooContended: 3}
+    assert await version(handler, ticket_id) == 2
+
+
+async def test_ticket_numbers_are_unique_and_a_refused_creation_leaves_no_gap(
+    two: tuple[Handler, Handler], ledger: Ledger
+) -> None:
+    (before,) = await ledger.ticket_numbers(1)
+    for_another = msgspec.structs.replace(CREATE, requester_id=uuid4())
+    user = Actor(id=uuid4(), role=Role.END_USER)
+
+    async def refused() -> None:
+        with pytest.raises(Forbidden):
+            await two[0].handle(for_another, None, by(user))
+
+    refusals = asyncio.gather(*(refused() for _ in range(10)))
+    answers = await asyncio.gather(*(two[n % 2].handle(CREATE, None, by()) for n in range(60)))
+    await refusals
+    numbers = sorted(answer.ticket.number for answer in answers)
+    year = datetime.now(UTC).year
+    assert numbers == [f"TKT-{year}-{number:06d}" for number in range(before + 1, before + 61)]

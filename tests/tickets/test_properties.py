@@ -1,0 +1,472 @@
+"""What holds whatever is asked by whomever: lives made of random commands, facts made of random values.
+
+A life is a list of asks, each decided on the ticket as it then is. What is refused leaves no trace, so a
+life is always one that could have been. Deliberately absent: what each command does (test_workflow.py).
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from types import UnionType
+from typing import Any, Final, Union, get_args, get_origin
+from uuid import UUID
+
+import msgspec
+import pytest
+from eventsourcing.persistence import StoredEvent
+from hypothesis import Phase, example, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from msgspec import UNSET, UnsetType
+
+from projections.history import changes, entry
+from projections.projection import Envelope, decode_metadata
+from projections.tickets import document, view
+from tests.tickets.given_when_then import CAST, KNOWN, NOBODY_KNOWN, NUMBER, START, TICKET
+from tickets.commands import Assign, ChangeStatus, Create, Delete, Edit, Policy, Restore, create, decide, reschedule
+from tickets.errors import Forbidden, NotFound, Refusal, TicketClosed, TicketDeleted
+from tickets.events import FACTS, By, Created, DueDatesMoved, Event, Fact, Metadata, TicketEvent
+from tickets.lifecycle import TRANSITIONS, Status
+from tickets.mapper import FactMapper, decode, decode_all, encode
+from tickets.permissions import Actor, Role
+from tickets.sla import Priority
+from tickets.ticket import Ticket, evolve, fold
+from tickets.values import Category, Environment
+
+POLICY: Final = Policy()
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+instants = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001
+
+# Lives
+
+
+@dataclass(frozen=True)
+class Step:
+    """Take one of the steps that the workflow has from wherever the ticket is: more telling than a random one."""
+
+    number: int
+
+
+Ask = Edit | Assign | ChangeStatus | Delete | Restore | Step
+Asked = tuple[Ask, Actor, timedelta]
+"""What is asked, by whom, and how long after what was before."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One ask and what came of it."""
+
+    command: Edit | Assign | ChangeStatus | Delete | Restore
+    actor: Actor
+    at: datetime
+    before: Ticket
+    facts: tuple[TicketEvent, ...]
+    refusal: Refusal | None
+
+
+@dataclass(repr=False)
+class Life:
+    """All that happened to a ticket, with the ticket after each fact."""
+
+    facts: list[TicketEvent]
+    states: list[Ticket]
+    decided: list[Decided] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """What was asked and what came of it; a failure shows it."""
+        came = [
+            f"{one.actor.username}: {one.command} -> {one.refusal or [type(fact).__name__ for fact in one.facts]}"
+            for one in self.decided
+        ]
+        return "\n".join(["a life", *came])
+
+
+people = st.sampled_from(CAST)
+teams = st.sampled_from([None, "web", "db", "network"])
+texts = st.sampled_from(["Production server down", "Über 🜁", "line\nbreak", '"quoted"'])
+reasons = st.none() | texts
+tags = st.lists(st.sampled_from(["web", "db", "ü"]), max_size=3).map(tuple)
+gaps = st.sampled_from(
+    [timedelta(), timedelta(microseconds=1), timedelta(minutes=7), timedelta(hours=5), timedelta(days=3)]
+)
+
+
+def perhaps(values: SearchStrategy[Any]) -> SearchStrategy[Any]:
+    return st.just(UNSET) | values
+
+
+edits = st.builds(
+    Edit,
+    title=perhaps(texts),
+    description=perhaps(texts),
+    category=perhaps(st.sampled_from(Category)),
+    priority=perhaps(st.sampled_from(Priority)),
+    environment=perhaps(st.none() | st.sampled_from(Environment)),
+    affected_service=perhaps(st.none() | texts),
+    tags=perhaps(st.none() | tags),
+)
+assignments = st.builds(
+    Assign,
+    assignee_id=perhaps(st.none() | st.sampled_from([*KNOWN, NOBODY_KNOWN])),
+    team=perhaps(teams),
+    reason=reasons,
+)
+steps: SearchStrategy[Ask] = st.builds(Step, st.integers(0, 5))
+moves = st.builds(ChangeStatus, status=st.sampled_from(Status), reason=reasons)
+anything: SearchStrategy[Ask] = st.one_of(edits, assignments, moves, st.just(Delete()), st.just(Restore()))
+requests = st.builds(
+    Create,
+    title=texts,
+    description=texts,
+    category=st.sampled_from(Category),
+    priority=st.sampled_from(Priority),
+    environment=st.none() | st.sampled_from(Environment),
+    affected_service=st.none() | texts,
+    tags=tags,
+    team=teams,
+)
+
+
+def live(request: Create, asker: Actor, asks: list[Asked]) -> Life:
+    """The life that comes of these asks, one after the other."""
+    facts: list[TicketEvent] = list(
+        create(request, ticket_id=TICKET, number=NUMBER, actor=asker, at=START, policy=POLICY)
+    )
+    ticket = evolve(facts[0], None)
+    life, at = Life(facts, [ticket]), START
+    for ask, actor, gap in asks:
+        at += gap
+        command = ask
+        if isinstance(command, Step):
+            ways = TRANSITIONS[ticket.status]
+            command = ChangeStatus(status=ways[command.number % len(ways)], reason="Done.")
+        refusal, decided = None, tuple[TicketEvent, ...]()
+        before = ticket
+        try:
+            decided = ask_for(ticket, command, actor, at)
+        except Refusal as reason:
+            refusal = reason
+        for fact in decided:
+            ticket = evolve(fact, ticket)
+            life.facts.append(fact)
+            life.states.append(ticket)
+        life.decided.append(Decided(command, actor, at, before, decided, refusal))
+    return life
+
+
+def ask_for(
+    ticket: Ticket, command: Edit | Assign | ChangeStatus | Delete | Restore, actor: Actor, at: datetime
+) -> tuple[TicketEvent, ...]:
+    to = command.assignee_id if isinstance(command, Assign) else None
+    assignee = KNOWN.get(to) if isinstance(to, UUID) else None
+    return decide(ticket, command, actor=actor, at=at, policy=POLICY, assignee=assignee)
+
+
+def asked_again(ticket: Ticket, decided: Decided) -> tuple[TicketEvent, ...] | Refusal:
+    """What comes of the same command, by the same person at the same time."""
+    try:
+        return ask_for(ticket, decided.command, decided.actor, decided.at)
+    except Refusal as refusal:
+        return refusal
+
+
+who_may_most = st.sampled_from([actor for actor in CAST if actor.role in {Role.ADMIN, Role.TEAM_LEAD}])
+walks = st.tuples(steps, who_may_most, gaps)
+wishes = st.tuples(anything, people | who_may_most, gaps)
+asks = st.lists(walks | walks | wishes, min_size=12, max_size=40)
+lives = st.builds(live, requests, people, asks)
+
+thoroughly = settings(max_examples=40)
+
+
+@thoroughly
+@given(lives)
+def test_the_facts_of_a_life_follow_each_other_without_a_gap(life: Life) -> None:
+    assert [fact.originator_version for fact in life.facts] == list(range(1, len(life.facts) + 1))
+    assert {fact.originator_id for fact in life.facts} == {TICKET}
+    assert [type(fact) is Created for fact in life.facts] == [True] + [False] * (len(life.facts) - 1)
+
+
+@thoroughly
+@given(lives)
+def test_time_never_runs_backwards_and_facts_happen_when_they_are_asked_for(life: Life) -> None:
+    times = [fact.timestamp for fact in life.facts]
+    assert times == sorted(times)
+    for decided in life.decided:
+        assert {fact.timestamp for fact in decided.facts} <= {decided.at}
+    for fact, state in zip(life.facts, life.states, strict=True):
+        assert state.updated_at == fact.timestamp
+        assert state.created_at == START
+        moments = (state.responded_at, state.paused_since, state.resolved_at, state.closed_at, state.cycle_started_at)
+        assert all(START <= moment <= state.updated_at for moment in moments if moment is not None)
+
+
+@thoroughly
+@given(lives)
+def test_a_status_changes_only_along_the_workflow(life: Life) -> None:
+    assert life.states[0].status is Status.NEW
+    for before, after in zip(life.states, life.states[1:], strict=False):
+        assert after.status is before.status or after.status in TRANSITIONS[before.status]
+        if before.deleted:
+            assert after.status is before.status
+
+
+@thoroughly
+@given(lives)
+def test_what_a_ticket_says_of_itself_is_of_a_piece(life: Life) -> None:
+    begun = times_reopened = 0
+    for before, state in zip([None, *life.states], life.states, strict=False):
+        moved_here = before is None or before.status is not state.status
+        begun += moved_here and state.status is Status.IN_PROGRESS
+        times_reopened += moved_here and state.status is Status.REOPENED
+        over = state.status in {Status.RESOLVED, Status.CLOSED}
+        assert (state.resolved_at is not None) is over
+        assert (state.resolution_notes is not None) is over
+        assert (state.closed_at is not None) is (state.status is Status.CLOSED)
+        assert (state.paused_since is not None) is (state.status is Status.PENDING_INFO)
+        assert (state.responded_at is not None) is (begun > 0)
+        assert state.reopen_count == times_reopened
+        assert (state.cycle_started_at == state.created_at) or state.reopen_count > 0
+        assert state.assignee_id is None or state.assignee_id in KNOWN
+        assert state.paused_for >= timedelta()
+        assert state.requester_id == life.states[0].requester_id
+    for decided in life.decided:
+        after = fold(decided.facts, decided.before)
+        assert after is not None
+        assert after.status is not Status.NEW or after.assignee_id is None
+
+
+@thoroughly
+@given(lives)
+def test_after_every_command_the_due_dates_are_what_the_ticket_says_they_are(life: Life) -> None:
+    response_given_for = life.states[0].response_due_at
+    for decided in life.decided:
+        state = fold(decided.facts, decided.before)
+        assert state is not None
+        target = POLICY.targets[state.priority]
+        assert state.resolution_due_at == state.cycle_started_at + target.resolution + state.paused_for
+        if decided.before.responded_at is None:
+            response_given_for = state.created_at + target.response
+        assert state.response_due_at == response_given_for
+        assert reschedule(state, (), decided.at, POLICY.targets) == ()
+        moves = [fact for fact in decided.facts if isinstance(fact, DueDatesMoved)]
+        assert moves == list(decided.facts[len(decided.facts) - len(moves) :])
+        assert len(moves) <= 1
+
+
+@thoroughly
+@given(lives)
+def test_every_fact_changes_something_that_the_ticket_shows(life: Life) -> None:
+    for before, after in zip(life.states, life.states[1:], strict=False):
+        assert changes(before, after)
+
+
+@thoroughly
+@given(lives)
+def test_a_decision_is_pure_and_a_refused_command_leaves_the_ticket_as_it_was(life: Life) -> None:
+    for decided in life.decided:
+        was = msgspec.json.encode(decided.before)
+        again = asked_again(decided.before, decided)
+        if isinstance(again, Refusal):
+            details = None if decided.refusal is None else decided.refusal.details
+            assert (type(again), again.details) == (type(decided.refusal), details)
+            assert decided.facts == ()
+        else:
+            assert decided.refusal is None
+            assert again == decided.facts
+        assert msgspec.json.encode(decided.before) == was
+
+
+@thoroughly
+@given(lives)
+def test_asking_for_the_same_again_at_once_changes_nothing(life: Life) -> None:
+    for decided in life.decided:
+        after = fold(decided.facts, decided.before)
+        assert after is not None
+        if decided.refusal is not None or not decided.facts:
+            continue
+        again = asked_again(after, decided)
+        if isinstance(again, TicketClosed | TicketDeleted):
+            assert after.status is Status.CLOSED or after.deleted
+        else:
+            assert again == ()
+
+
+@thoroughly
+@given(lives)
+def test_nobody_changes_what_they_cannot_see_and_end_users_no_more_than_their_own_text(life: Life) -> None:
+    for decided in life.decided:
+        if decided.actor.role is not Role.END_USER:
+            assert not isinstance(decided.refusal, NotFound)
+            continue
+        if decided.actor.id != decided.before.requester_id:
+            assert isinstance(decided.refusal, NotFound)
+        elif not isinstance(decided.command, Edit | ChangeStatus):
+            assert isinstance(decided.refusal, Forbidden)
+        elif decided.facts and isinstance(decided.command, ChangeStatus):
+            assert decided.command.status is Status.REOPENED
+
+
+# Replay
+
+
+@thoroughly
+@given(lives)
+def test_replaying_any_beginning_gives_the_ticket_as_it_then_was(life: Life) -> None:
+    for length in range(1, len(life.facts) + 1):
+        assert fold(life.facts[:length]) == life.states[length - 1]
+        assert fold(life.facts[length:], life.states[length - 1]) == life.states[-1]
+
+
+@thoroughly
+@given(lives)
+def test_replaying_what_was_stored_gives_the_same_ticket(life: Life) -> None:
+    stored = [(fact.TOPIC, encode(fact)) for fact in life.facts]
+    assert decode_all(stored) == life.facts
+    ticket = None
+    for (topic, state), then in zip(stored, life.states, strict=True):
+        fact = decode(topic, state)
+        assert isinstance(fact, TicketEvent)
+        ticket = evolve(fact, ticket)
+        assert ticket == then
+
+
+# The audit trail
+
+ABOUT: Final = Metadata(actor=By(CAST[0].id, "alice", Role.END_USER), command_id=UUID(int=77))
+
+
+@thoroughly
+@given(lives)
+def test_the_history_applied_in_order_rebuilds_what_the_ticket_showed_at_every_version(life: Life) -> None:
+    shown: dict[str, Any] = {}
+    before: Ticket | None = None
+    for position, (fact, after) in enumerate(zip(life.facts, life.states, strict=True), 1):
+        envelope = Envelope(position, fact.timestamp, ABOUT)
+        line = msgspec.json.decode(msgspec.json.encode(entry(fact, envelope, before, after)))
+        now = msgspec.json.decode(document(after))
+        if before is None:
+            shown = _with_nothing_in_it(now)
+        for change in line["changes"]:
+            holder, name = _place(shown, change["field"])
+            assert holder[name] == change["old"]
+            assert change["new"] != change["old"]
+            holder[name] = change["new"]
+        shown["version"], shown["updated_at"] = line["version"], line["occurred_at"]
+        assert shown == now
+        before = after
+
+
+def _with_nothing_in_it(shown: dict[str, Any]) -> dict[str, Any]:
+    """The same shape, all null, but for what no fact of a ticket's own says: the id, counts and breaches."""
+    never_in_a_change = {"id", "comment_count", "attachment_count", "response_breached", "resolution_breached"}
+    return {
+        name: _with_nothing_in_it(value) if name == "sla" else value if name in never_in_a_change else None
+        for name, value in shown.items()
+    }
+
+
+def _place(shown: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    *path, last = name.split(".")
+    for part in path:
+        shown = shown[part]
+    assert last in shown, f"{name} is nothing that a ticket shows"
+    return shown, last
+
+
+@thoroughly
+@given(lives)
+def test_nothing_that_is_shown_differs_where_the_history_says_nothing_changed(life: Life) -> None:
+    for before, after in zip([None, *life.states], life.states, strict=False):
+        assert changes(after, after) == []
+        if before is not None:
+            named = {change.field.split(".")[0] for change in changes(before, after)}
+            old, new = msgspec.to_builtins(view(before)), msgspec.to_builtins(view(after))
+            assert {name for name in new if old[name] != new[name]} - {"version", "updated_at"} == named
+
+
+# Stored bytes
+
+
+def values_of(kind: Any) -> SearchStrategy[Any]:
+    """Any value of the type of a field."""
+    if get_origin(kind) in {Union, UnionType}:
+        return st.one_of([values_of(one) for one in get_args(kind)])
+    if get_origin(kind) is tuple:
+        return st.lists(values_of(get_args(kind)[0]), max_size=5).map(tuple)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return st.sampled_from(kind)
+    simple: dict[Any, SearchStrategy[Any]] = {
+        str: text,
+        int: st.integers(1, 2**31),
+        UUID: st.uuids(),
+        datetime: instants,
+        type(None): st.none(),
+        UnsetType: st.just(UNSET),
+    }
+    return simple[kind]
+
+
+def facts_of(kind: type[Event]) -> SearchStrategy[Any]:
+    """Any fact of this topic, its optional fields there or not."""
+    fields = msgspec.structs.fields(kind)
+    return st.builds(kind, **{one.name: values_of(one.type) for one in fields})
+
+
+any_topic = pytest.mark.parametrize("kind", FACTS, ids=lambda kind: kind.TOPIC)
+
+
+@any_topic
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_stored_fact_is_read_as_it_was_written(kind: type[Fact], data: st.DataObject) -> None:
+    fact: Fact = data.draw(facts_of(kind))
+    state = encode(fact)
+    read = decode(fact.TOPIC, state)
+    assert type(read) is kind
+    assert read == fact
+    assert encode(read) == state
+    assert decode_all([(fact.TOPIC, state)]) == [fact]
+
+
+@any_topic
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_fact_passes_through_the_librarys_mapper_unharmed(kind: type[Fact], data: st.DataObject) -> None:
+    fact: Fact = data.draw(facts_of(kind))
+    mapper = FactMapper()
+    stored = mapper.to_stored_event(fact)
+    assert stored == StoredEvent(fact.originator_id, fact.originator_version, fact.TOPIC, encode(fact))
+    read = mapper.to_domain_event(stored)
+    assert type(read) is kind
+    assert read == fact
+
+
+metadata = st.builds(
+    Metadata,
+    actor=st.builds(By, st.uuids(), st.none() | text, st.none() | st.sampled_from(Role)),
+    command_id=st.uuids(),
+    ip_address=st.none() | text,
+    request_id=st.none() | text,
+    source=st.none() | st.dictionaries(text, text, max_size=3),
+)
+
+
+@settings(max_examples=100)
+@given(metadata)
+@example(Metadata(actor=By(UUID(int=1), None, None), command_id=UUID(int=2), source={}))
+def test_who_did_it_and_from_where_is_read_as_it_was_written(about: Metadata) -> None:
+    assert decode_metadata(encode(about)) == about
+
+
+# The search itself
+
+
+@pytest.mark.parametrize("kind", get_args(TicketEvent), ids=lambda kind: kind.TOPIC)
+def test_random_lives_meet_every_fact_about_tickets(kind: type[TicketEvent]) -> None:
+    assert kind in find(
+        lives.map(lambda life: {type(fact) for fact in life.facts}),
+        lambda kinds: kind in kinds,
+        settings=settings(max_examples=300, phases=[Phase.generate], database=None),
+    )
