@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 import structlog
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -32,8 +32,9 @@ from api.settings import PARTS, Part, Settings
 from projections import people
 from projections.freshness import Freshness
 from projections.runner import Runner
+from tickets.connections import connect
 from tickets.handler import Handler
-from tickets.ledger import Ledger, connect
+from tickets.ledger import Ledger
 from tickets.people import People
 
 _LONGEST_HEADERS: Final = 64 * 1024
@@ -135,6 +136,7 @@ async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) ->
         port=port,
         interface=Interfaces.ASGINL,
         backlog=1024,
+        http=HTTPModes.http1,
         http1_settings=HTTP1Settings(max_buffer_size=_LONGEST_HEADERS, header_read_timeout=10_000),
         websockets=False,
         log_level=LogLevels.error,

@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from api.embedded import embedded_server
-from tickets.ledger import connect
+from tickets.connections import connect
 
 SCHEMA: Final = Path(__file__).parents[2] / "schema.sql"
 

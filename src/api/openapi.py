@@ -13,7 +13,7 @@ from litestar import Litestar, Request, Response, Router, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Components, Example, SecurityScheme, Tag
+from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 from msgspec import Struct
@@ -154,12 +154,7 @@ _COMMAND_PROBLEMS: Final = {
 def answers(status: int, kind: type | None, description: str) -> dict[int, ResponseSpec]:
     """What an endpoint can answer: its success, and the problems that its half of the API has."""
     return {
-        status: ResponseSpec(
-            kind,
-            description=description,
-            generate_examples=False,
-            examples=[Example(value=_ANSWERS[kind.__name__])] if kind else None,
-        ),
+        status: ResponseSpec(kind, description=description, generate_examples=False),
         **{
             code: ResponseSpec(ProblemDetails, description=text, media_type=MEDIA_TYPE, generate_examples=False)
             for code, text in (_COMMON_PROBLEMS | _COMMAND_PROBLEMS).items()
@@ -261,6 +256,17 @@ def _complete(document: dict[str, Any], queries: Mapping[str, type[Struct]]) -> 
             content = operation.get("requestBody", {}).get("content", {})
             for media in content.values():
                 media["example"] = _BODIES[operation["operationId"]]
+                for schema in (media["schema"], *media["schema"].get("oneOf", ())):
+                    body = document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
+                    body["additionalProperties"] = False  # a field that a command does not have is refused
+            for response in operation["responses"].values():
+                for media in response.get("content", {}).values():
+                    answer = media["schema"].get("$ref", "").rpartition("/")[2]
+                    if answer in _ANSWERS:  # here and not as litestar's Example, which loses what is null
+                        media["example"] = _ANSWERS[answer]
+            if operation["tags"] == ["Queries"]:
+                for status in _COMMAND_PROBLEMS:
+                    del operation["responses"][str(status)]
             if method == "patch":
                 content["application/merge-patch+json"] = content["application/json"]
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from api.auth import Unauthorized
 from projections.tickets import BadCursor
+from tickets.connections import CONNECTION_LOST
 from tickets.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -33,7 +34,6 @@ from tickets.errors import (
     UnknownAssignee,
     VersionMismatch,
 )
-from tickets.ledger import CONNECTION_LOST
 
 _log: Final = structlog.get_logger(__name__)
 

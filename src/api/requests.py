@@ -6,6 +6,7 @@ see, and for queries, how fresh the answer must be. Deliberately absent: what th
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final, TypeVar, get_origin
@@ -14,10 +15,12 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
+from litestar.exceptions import InternalServerException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import Empty
 from msgspec import Struct
 
-from api.auth import Tokens
+from api.auth import Tokens, Unauthorized
 from api.problems import InvalidRequest, Problem
 from api.settings import Settings
 from projections.freshness import Freshness
@@ -29,11 +32,13 @@ from tickets.permissions import Actor
 DEEPEST: Final = 64
 """How deep JSON may be nested."""
 
+_LONGEST_ENDING: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _KEY: Final = re.compile(r'^"(?P<quoted>[^"\\]{1,255})"$|^(?P<bare>[\x21\x23-\x7e]{1,255})$')
-_ETAG: Final = re.compile(r'\s*(?P<weak>W/)?"(?P<value>[^"]*)"\s*(?:,|$)')
+# The two below take time in proportion to what they read, whatever it is: an unclosed string ends with the body.
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
+_ETAG: Final = re.compile(r'(?P<weak>W/)?"(?P<value>[^"]*)"\s*(?:,|$)')
 
 
 class Installation(Struct, frozen=True, kw_only=True):
@@ -142,7 +147,10 @@ def _within(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool
 
 async def _authenticate(request: ApiRequest) -> None:
     served = installation(request)
-    actor = served.tokens.actor(request.headers.get("authorization"))
+    sent = request.headers.getall("authorization", [])
+    if len(sent) > 1:
+        raise Unauthorized("Send one Authorization header.")
+    actor = served.tokens.actor(sent[0] if sent else None)
     await served.people.saw(
         actor, request_id=request.scope["state"].get("request_id"), ip_address=client_address(request)
     )
@@ -170,12 +178,27 @@ async def _check_body(request: ApiRequest) -> None:
                 "unsupported-media-type",
                 f"The body must be {' or '.join(accepted)}, not {kind or 'of no kind'}.",
             )
-    body = await request.body()
+    body = await _body(request)
     if not wanted and body.strip():
         raise InvalidRequest("body", "this command takes no body")
     if data is not None and not body.strip() and data.default is Empty:
         raise InvalidRequest("body", "a JSON object is required")
     check_json(body)
+
+
+async def _body(request: ApiRequest) -> bytes:
+    """The body; one over the limit is first read to its end, because who is still sending hears no answer."""
+    try:
+        return await request.body()
+    except RequestEntityTooLarge:
+        rest = _LONGEST_ENDING
+        while rest > 0 and (event := await request.receive())["type"] == "http.request":
+            rest -= len(event["body"])
+            if not event["more_body"]:
+                break
+        raise
+    except InternalServerException:
+        raise InvalidRequest("body", "the connection ended before it did") from None
 
 
 def check_json(body: bytes) -> None:
@@ -230,10 +253,24 @@ def query(request: ApiRequest, kind: type[T]) -> T:
         else:
             values[name] = value
     try:
-        return msgspec.convert(values, kind, strict=False)
+        found = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         raise InvalidRequest(re.split(r"[`\[]", path)[0] or "query", message) from None
+    for name, value in values.items():
+        if isinstance(moment := getattr(found, name), datetime):
+            _check_moment(name, value, moment)
+    return found
+
+
+def _check_moment(name: str, text: str, moment: datetime) -> None:
+    """Refuse what msgspec also takes for a time, seconds since 1970, and what is no year in UTC."""
+    if ":" not in text:
+        raise InvalidRequest(name, "Invalid RFC3339 encoded datetime")
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequest(name, "must be in the years 1 to 9999, in UTC") from None
 
 
 @cache

@@ -39,12 +39,13 @@ from tickets.events import (
     StatusChanged,
     TicketEvent,
 )
-from tickets.ledger import Append, Ledger
+from tickets.ledger import Ledger
 from tickets.lifecycle import Status
 from tickets.people import stream_of
 from tickets.sla import Priority, due
 from tickets.ticket import Ticket, evolve, fold
 from tickets.values import Category
+from tickets.writer import Append
 
 _OVER: Final = (Status.RESOLVED, Status.CLOSED)
 _IN_FLIGHT: Final = 256

@@ -13,6 +13,7 @@ from secrets import token_urlsafe
 from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Final, Literal
 
+import jwt
 import msgspec
 from msgspec import Meta, Struct
 
@@ -161,15 +162,26 @@ def _check(settings: Settings) -> None:
                 f"JWT_SECRET_KEY is not usable: it must be a secret of at least {_SHORTEST_KEY} bytes, not an example; "
                 "leave it unset to have one made and kept in DATA_DIR"
             )
-    elif key is None or "BEGIN PUBLIC KEY" not in key:
+    elif key is None or "BEGIN PUBLIC KEY" not in key or not _fits(settings.jwt_algorithm, key):
         raise SettingsError(
             f"JWT_SECRET_KEY is not usable: for {settings.jwt_algorithm} it must be the public key, PEM, "
             "of whoever signs the tokens"
         )
 
 
+def _fits(algorithm: str, public_key: str) -> bool:
+    try:
+        jwt.get_algorithm_by_name(algorithm).prepare_key(public_key)
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return False
+    return True
+
+
 def jwt_key(settings: Settings) -> str:
-    """The key that tokens are checked with: the one that is set, or this installation's own."""
+    """The key that tokens are checked with: the one that is set, or this installation's own.
+
+    Raises SettingsError where that file has been damaged.
+    """
     if settings.jwt_secret_key is not None:
         return settings.jwt_secret_key
     path = settings.data_dir / "jwt.key"
@@ -181,4 +193,7 @@ def jwt_key(settings: Settings) -> str:
             file.flush()
             with suppress(FileExistsError):
                 os.link(file.name, path)
-    return path.read_text()
+    key = path.read_text().strip()
+    if len(key) < _SHORTEST_KEY:
+        raise SettingsError(f"{path} is not usable: there must be a secret of {_SHORTEST_KEY} bytes in it; delete it")
+    return key

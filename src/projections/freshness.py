@@ -12,7 +12,8 @@ import asyncpg
 import structlog
 
 from projections.runner import CHANNEL, PROJECTIONS
-from tickets.ledger import CONNECTION_LOST, Connection, Ledger
+from tickets.connections import CONNECTION_LOST, Connection
+from tickets.ledger import Ledger
 
 _POLL: Final = 0.5
 

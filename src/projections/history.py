@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from projections.projection import Envelope, Projection, Row, Step
+from tickets.connections import Pool
 from tickets.events import (
     Assigned,
     By,
@@ -31,7 +32,6 @@ from tickets.events import (
     Restored,
     StatusChanged,
 )
-from tickets.ledger import Pool
 from tickets.ticket import Ticket
 
 

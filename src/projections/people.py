@@ -5,8 +5,8 @@ from typing import Final
 from uuid import UUID
 
 from projections.projection import Projection, Row, Step
+from tickets.connections import Pool
 from tickets.events import PersonSeen
-from tickets.ledger import Pool
 from tickets.permissions import Assignee
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from tickets.connections import Connection
 from tickets.events import Fact, Metadata
-from tickets.ledger import Connection
 from tickets.ticket import Ticket
 
 LIVE: Final = "read_model"

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from projections.projection import BESIDE, LIVE, Projection, Row, Step, write
 from projections.runner import INDIGESTIBLE, PROJECTIONS, Fold, Parked, checkpoints_of, park, rows_of, step_of
-from tickets.ledger import Connection, Raw
+from tickets.connections import Connection
+from tickets.ledger import Raw
 
 _CHUNK: Final = 5_000
 _TURN: Final = 0x72656275696C64  # "rebuild", as the number of an advisory lock

@@ -24,8 +24,9 @@ from projections.people import PEOPLE
 from projections.projection import LIVE, Envelope, Projection, Row, Step, decode_metadata, write
 from projections.tickets import TICKETS
 from tickets import mapper
+from tickets.connections import CONNECTION_LOST, POISONED, Connection
 from tickets.events import Fact, PersonSeen, TicketEvent
-from tickets.ledger import CONNECTION_LOST, POISONED, Connection, Ledger, Raw
+from tickets.ledger import Ledger, Raw
 from tickets.ticket import Ticket, evolve
 
 PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, PEOPLE)}

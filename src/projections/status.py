@@ -6,7 +6,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from projections.runner import LEADER, PROJECTIONS
-from tickets.ledger import Connection
+from tickets.connections import Connection
 
 
 class One(Struct, frozen=True):

@@ -6,18 +6,17 @@ flag. Deliberately absent: who may see what; the edge says that by what it asks 
 """
 
 import base64
-import binascii
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from projections.projection import Projection, Row, Step
-from tickets.ledger import Pool
+from tickets.connections import Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority, breach_at
 from tickets.ticket import Ticket
@@ -344,17 +343,23 @@ def _cursor(sort: Sort, value: Any, ticket_id: UUID, *, descending: bool) -> str
     return base64.urlsafe_b64encode(_encode((sort, descending, value, ticket_id))).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str, sort: Sort, *, descending: bool) -> tuple[datetime | str | int, UUID]:
+def _read_cursor(cursor: str, sort: Sort, *, descending: bool) -> tuple[Any, UUID]:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        of_sort, of_descending, value, ticket_id = msgspec.json.decode(
-            raw,
-            type=tuple[Sort, bool, datetime | int, UUID]
-            if sort is not Sort.PRIORITY
-            else tuple[Sort, bool, Priority, UUID],
-        )
-    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+        of_sort, of_descending, value, ticket_id = _CURSORS[sort].decode(raw)
+        if isinstance(value, datetime):
+            value = value.astimezone(UTC)
+    except (ValueError, OverflowError, msgspec.MsgspecError) as error:
         raise BadCursor(str(error)) from error
     if (of_sort, of_descending) != (sort, descending):
         raise BadCursor(f"it belongs to a list sorted by {'-' if of_descending else ''}{of_sort}")
     return value, ticket_id
+
+
+_Moment = Annotated[datetime, Meta(tz=True)]
+_CURSORS: Final[dict[Sort, msgspec.json.Decoder[Any]]] = {
+    Sort.CREATED_AT: msgspec.json.Decoder(tuple[Sort, bool, _Moment, UUID]),
+    Sort.UPDATED_AT: msgspec.json.Decoder(tuple[Sort, bool, _Moment, UUID]),
+    Sort.PRIORITY: msgspec.json.Decoder(tuple[Sort, bool, Priority, UUID]),
+    Sort.STATUS: msgspec.json.Decoder(tuple[Sort, bool, Annotated[int, Meta(ge=0, le=32_767)], UUID]),
+}

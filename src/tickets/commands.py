@@ -227,14 +227,15 @@ def reschedule(
     """The due dates that move because of the facts: none, or one DueDatesMoved.
 
     A new priority counts from the creation (the resolution from the newest reopening), a pause is added
-    when it ends, and a reopening starts a new resolution cycle. A response that was given keeps its date.
+    when it ends, and a reopening starts a new resolution cycle. What was done already keeps its date.
     """
     after = fold(facts, before) or before
     response, resolution = before.response_due_at, before.resolution_due_at
     target = targets[after.priority]
     if after.priority is not before.priority and after.responded_at is None:
         response = due(after.created_at, target.response)
-    if after.priority is not before.priority or after.reopen_count != before.reopen_count:
+    reprioritized = after.priority is not before.priority and after.resolution_ended_at is None
+    if reprioritized or after.reopen_count != before.reopen_count:
         resolution = due(after.cycle_started_at, target.resolution, after.paused_for)
     elif before.paused_since is not None and after.paused_since is None:
         resolution += at - before.paused_since
@@ -331,10 +332,11 @@ def _assign(ticket: Ticket, command: Assign, at: datetime, assignee: Assignee | 
         )
     assignee_id = ticket.assignee_id if command.assignee_id is UNSET else command.assignee_id
     team = ticket.team if command.team is UNSET else command.team
-    if (assignee_id, team) == (ticket.assignee_id, ticket.team):
-        return
     if assignee_id is not None and assignee_id != ticket.assignee_id and assignee is None:
         raise UnknownAssignee(assignee_id=assignee_id)
-    yield Assigned(**_next(ticket, at), assignee_id=assignee_id, team=team, reason=command.reason)
+    ahead = 1
+    if (assignee_id, team) != (ticket.assignee_id, ticket.team):
+        yield Assigned(**_next(ticket, at), assignee_id=assignee_id, team=team, reason=command.reason)
+        ahead = 2
     if ticket.status is Status.NEW and (assignee_id is not None or team is not None):
-        yield StatusChanged(**_next(ticket, at, 2), status=Status.OPEN)
+        yield StatusChanged(**_next(ticket, at, ahead), status=Status.OPEN)

@@ -20,9 +20,10 @@ from uuid_utils.compat import uuid7
 from tickets.commands import Assign, Command, Create, Policy, create, decide
 from tickets.errors import IdempotencyKeyReused, NotFound, Refusal, TooContended, VersionMismatch
 from tickets.events import By, Metadata, TicketEvent
-from tickets.ledger import Append, Ledger, Outcome
+from tickets.ledger import Ledger
 from tickets.permissions import Actor, Assignee
 from tickets.ticket import Ticket, fold
+from tickets.writer import Append, Outcome
 
 _KEYS: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:idempotency-key")
 _EVENTS_SHOWN: Final = 100

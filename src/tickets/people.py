@@ -14,8 +14,9 @@ from cachetools import LRUCache
 from uuid_utils.compat import uuid7
 
 from tickets.events import By, Metadata, PersonSeen
-from tickets.ledger import Append, Ledger
+from tickets.ledger import Ledger
 from tickets.permissions import Actor
+from tickets.writer import Append
 
 _NAMESPACE: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:person")
 

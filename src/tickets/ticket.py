@@ -67,9 +67,14 @@ class Ticket(Struct, frozen=True, kw_only=True, gc=False):
     closed_at: datetime | None
 
     @property
+    def resolution_ended_at(self) -> datetime | None:
+        """When it was resolved, or closed without that."""
+        return self.resolved_at or self.closed_at
+
+    @property
     def resolution_stopped_at(self) -> datetime | None:
         """When the resolution clock stopped: the end, or the beginning of the present pause."""
-        return self.resolved_at or self.closed_at or self.paused_since
+        return self.resolution_ended_at or self.paused_since
 
 
 class BrokenStream(Exception):  # noqa: N818 - it says what is broken

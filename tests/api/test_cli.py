@@ -11,10 +11,19 @@ from uuid import uuid4
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.api.servicenow_log import make_log
 from tests.conftest import KEY, NEW_TICKET, Service, fresh_database
-from tickets.ledger import connect
+from tickets.connections import connect
+
+PUBLIC_KEY = (
+    generate_private_key(65_537, 2_048)
+    .public_key()
+    .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    .decode()
+)
 
 
 def tickets(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -64,10 +73,7 @@ def test_a_token_says_who_and_is_signed_with_this_installations_key() -> None:
 
 @pytest.mark.parametrize(
     "elsewhere",
-    [
-        {"AUTH_SERVICE_URL": "https://auth.example"},
-        {"JWT_ALGORITHM": "RS256", "JWT_SECRET_KEY": "-----BEGIN PUBLIC KEY-----"},
-    ],
+    [{"AUTH_SERVICE_URL": "https://auth.example"}, {"JWT_ALGORITHM": "RS256", "JWT_SECRET_KEY": PUBLIC_KEY}],
 )
 def test_a_token_is_refused_where_tokens_come_from_elsewhere(elsewhere: dict[str, str]) -> None:
     done = tickets("token", "--role", "ADMIN", **elsewhere)

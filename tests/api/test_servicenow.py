@@ -29,8 +29,9 @@ from projections.runner import catch_up_alone
 from tests.api.servicenow_log import DIRTY, make_log
 from tests.conftest import fresh_database
 from tickets.commands import Policy
+from tickets.connections import Connection, connect
 from tickets.events import PersonSeen, TicketEvent
-from tickets.ledger import Connection, Ledger, connect
+from tickets.ledger import Ledger
 from tickets.people import People, stream_of
 from tickets.permissions import Actor, Role
 from tickets.ticket import Ticket, evolve

@@ -12,7 +12,8 @@ from projections.runner import PROJECTIONS
 from tests.conftest import eventually
 from tests.projections.test_runner import level, live, running
 from tests.tickets.test_ledger import appending
-from tickets.ledger import Connection, Ledger, connect
+from tickets.connections import Connection, connect
+from tickets.ledger import Ledger
 
 
 @asynccontextmanager

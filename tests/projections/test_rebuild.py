@@ -25,7 +25,8 @@ from tests.projections.test_runner import (
     store,
 )
 from tests.tickets.test_ledger import assigned, created
-from tickets.ledger import Connection, Ledger, connect
+from tickets.connections import Connection, connect
+from tickets.ledger import Ledger
 
 
 @asynccontextmanager

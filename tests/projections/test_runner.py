@@ -20,9 +20,10 @@ from tests.conftest import eventually
 from tests.tickets.test_ledger import NOON, SOMEBODY, assigned, created
 from tickets import mapper
 from tickets.commands import Assign, ChangeStatus, Command, Create, Edit
+from tickets.connections import Connection, connect
 from tickets.events import Metadata, TicketEvent
 from tickets.handler import Asked, Handler
-from tickets.ledger import Connection, Ledger, connect
+from tickets.ledger import Ledger
 from tickets.lifecycle import Status
 from tickets.people import People
 from tickets.permissions import Actor, Assignee, Role

@@ -6,7 +6,7 @@ the status code of each, which is the edge's.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from string import Formatter
@@ -188,54 +188,62 @@ def _refused(decision: Decision) -> str:
 
 LATE = START + timedelta(days=8)
 
-SAID = {
-    "There is no such ticket, or it is not yours to see.": given().when(Edit(title="Another")),
-    "Your role, END_USER, may not create tickets for somebody else.": given().when(
+SAID: dict[str, Callable[[], Decision]] = {
+    "There is no such ticket, or it is not yours to see.": lambda: given().when(Edit(title="Another")),
+    "Your role, END_USER, may not create tickets for somebody else.": lambda: given().when(
         replace(A_REQUEST, requester_id=BOB.id), by=ALICE
     ),
-    "Your role, DEVOPS_ENGINEER, may not update this ticket.": a_ticket(Status.OPEN).when(Edit(title="Mine"), by=DEV),
-    "Your role, END_USER, may not assign this ticket.": a_ticket(Status.OPEN).when(Assign(team="web"), by=ALICE),
-    "Your role, DEVOPS_ENGINEER, may not assign a ticket to anybody but yourself.": a_ticket(Status.OPEN).when(
+    "Your role, DEVOPS_ENGINEER, may not update this ticket.": lambda: a_ticket(Status.OPEN).when(
+        Edit(title="Mine"), by=DEV
+    ),
+    "Your role, END_USER, may not assign this ticket.": lambda: a_ticket(Status.OPEN).when(
+        Assign(team="web"), by=ALICE
+    ),
+    "Your role, DEVOPS_ENGINEER, may not assign a ticket to anybody but yourself.": lambda: a_ticket(Status.OPEN).when(
         Assign(assignee_id=NET_DEV.id), by=DEV
     ),
-    "Your role, SENIOR_ENGINEER, may not assign a ticket to others than your teams and their members.": a_ticket(
-        Status.OPEN
-    ).when(Assign(assignee_id=NET_DEV.id), by=SENIOR),
-    "Your role, DEVOPS_ENGINEER, may not reopen this ticket.": a_ticket(Status.CLOSED).when(
+    "Your role, SENIOR_ENGINEER, may not assign a ticket to others than your teams and their members.": lambda: (
+        a_ticket(Status.OPEN).when(Assign(assignee_id=NET_DEV.id), by=SENIOR)
+    ),
+    "Your role, DEVOPS_ENGINEER, may not reopen this ticket.": lambda: a_ticket(Status.CLOSED).when(
         ChangeStatus(status=Status.REOPENED), by=DEV
     ),
-    "Your role, END_USER, may not delete this ticket.": a_ticket(Status.OPEN).when(Delete(), by=ALICE),
-    "Your role, END_USER, may not restore this ticket.": a_ticket(Status.OPEN, deleted()).when(Restore(), by=ALICE),
-    "reason: a resolution needs a reason: what was done.": a_ticket(Status.IN_PROGRESS).when(
+    "Your role, END_USER, may not delete this ticket.": lambda: a_ticket(Status.OPEN).when(Delete(), by=ALICE),
+    "Your role, END_USER, may not restore this ticket.": lambda: a_ticket(Status.OPEN, deleted()).when(
+        Restore(), by=ALICE
+    ),
+    "reason: a resolution needs a reason: what was done.": lambda: a_ticket(Status.IN_PROGRESS).when(
         ChangeStatus(status=Status.RESOLVED)
     ),
-    "assignee_id: say whom to assign: assignee_id, team or both; null for nobody.": a_ticket(Status.OPEN).when(
+    "assignee_id: say whom to assign: assignee_id, team or both; null for nobody.": lambda: a_ticket(Status.OPEN).when(
         Assign()
     ),
-    "A ticket that is NEW cannot become CLOSED; from here it can become OPEN.": given(created()).when(
+    "A ticket that is NEW cannot become CLOSED; from here it can become OPEN.": lambda: given(created()).when(
         ChangeStatus(status=Status.CLOSED)
     ),
-    "A ticket that is RESOLVED cannot become OPEN; from here it can become CLOSED or REOPENED.": a_ticket(
+    "A ticket that is RESOLVED cannot become OPEN; from here it can become CLOSED or REOPENED.": lambda: a_ticket(
         Status.RESOLVED
     ).when(ChangeStatus(status=Status.OPEN)),
     "The ticket was closed at 2026-03-02T09:00:00+00:00; it could be reopened until 2026-03-09T09:00:00+00:00. "
-    "Create a new one that refers to it.": a_ticket(Status.CLOSED).when(ChangeStatus(status=Status.REOPENED), at=LATE),
-    "The ticket is closed and takes no command but reopen.": a_ticket(Status.CLOSED).when(Delete()),
-    "The ticket is deleted and takes no command but restore.": a_ticket(Status.OPEN, deleted()).when(Delete()),
+    "Create a new one that refers to it.": lambda: a_ticket(Status.CLOSED).when(
+        ChangeStatus(status=Status.REOPENED), at=LATE
+    ),
+    "The ticket is closed and takes no command but reopen.": lambda: a_ticket(Status.CLOSED).when(Delete()),
+    "The ticket is deleted and takes no command but restore.": lambda: a_ticket(Status.OPEN, deleted()).when(Delete()),
     "Nobody with the id 00000000-0000-0000-0000-0000000003e7 has been seen here; "
-    "they are known once they have signed in.": a_ticket(Status.OPEN).when(Assign(assignee_id=NOBODY_KNOWN)),
-    "The ticket is at version 2, not at 1.": a_ticket(Status.OPEN).when(Delete(), if_match=frozenset({1})),
+    "they are known once they have signed in.": lambda: a_ticket(Status.OPEN).when(Assign(assignee_id=NOBODY_KNOWN)),
+    "The ticket is at version 2, not at 1.": lambda: a_ticket(Status.OPEN).when(Delete(), if_match=frozenset({1})),
 }
 
 
 @pytest.mark.parametrize(("sentence", "decision"), SAID.items(), ids=SAID)
-def test_what_a_decision_refuses_it_says_in_a_sentence(sentence: str, decision: Decision) -> None:
-    assert _refused(decision) == sentence
+def test_what_a_decision_refuses_it_says_in_a_sentence(sentence: str, decision: Callable[[], Decision]) -> None:
+    assert _refused(decision()) == sentence
 
 
 def test_every_refusal_that_a_decision_makes_is_heard_above() -> None:
     made_by_decisions = {kind for where, kind, _ in MAKINGS if where.startswith("tickets/commands.py")}
-    assert made_by_decisions == {type(decision.refusal) for decision in SAID.values()}
+    assert made_by_decisions == {type(decision().refusal) for decision in SAID.values()}
 
 
 @pytest.mark.parametrize("to", [Status.PENDING_INFO, Status.RESOLVED])

@@ -277,7 +277,19 @@ def test_an_upcaster_that_leads_nowhere_is_named_with_where_it_led(monkeypatch: 
         STORED["prioritized"]["state"].encode() + b"}",
         b'{"nested":' + b"[" * 100_000,
     ],
-    ids=lambda state: state[-80:].decode(errors="replace"),
+    ids=[
+        "nothing",
+        "null",
+        "no object",
+        "torn off",
+        "no text",
+        "an unknown word",
+        "another type",
+        "another name",
+        "no time",
+        "more than there is",
+        "nested without end",
+    ],
 )
 def test_damaged_bytes_cannot_be_read_and_their_topic_is_named(state: bytes) -> None:
     with pytest.raises(MapperDeserialisationError, match=r"^ticket\.prioritized\.v1 cannot be read"):

@@ -10,9 +10,10 @@ import pytest
 
 from tests.conftest import eventually, fresh_database
 from tests.tickets.test_ledger import held_up, waits_for_the_head
+from tickets.connections import Connection
 from tickets.errors import Overloaded
 from tickets.events import By, Metadata, PersonSeen
-from tickets.ledger import Connection, Ledger
+from tickets.ledger import Ledger
 from tickets.people import People, stream_of
 from tickets.permissions import Actor, Role
 

@@ -471,7 +471,12 @@ def test_a_senior_engineer_without_a_team_passes_tickets_to_nobody_but_themselve
     lone = Actor(id=SENIOR.id, role=Role.SENIOR_ENGINEER)
     story = _ticket("other", lone)
     story.when(Assign(assignee_id=lone.id), by=lone).then(assigned(lone))
-    for command in (Assign(assignee_id=BOB.id), Assign(assignee_id=WEB_DEV.id), Assign(team="web")):
+    for command in (
+        Assign(assignee_id=BOB.id),
+        Assign(assignee_id=WEB_DEV.id),
+        Assign(assignee_id=NOBODY_KNOWN),
+        Assign(team="web"),
+    ):
         story.when(command, by=lone).then_refused(Forbidden)
 
 

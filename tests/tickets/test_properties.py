@@ -241,11 +241,14 @@ def test_what_a_ticket_says_of_itself_is_of_a_piece(life: Life) -> None:
 @given(lives)
 def test_after_every_command_the_due_dates_are_what_the_ticket_says_they_are(life: Life) -> None:
     response_given_for = life.states[0].response_due_at
+    resolution_given_for = life.states[0].resolution_due_at
     for decided in life.decided:
         state = fold(decided.facts, decided.before)
         assert state is not None
         target = POLICY.targets[state.priority]
-        assert state.resolution_due_at == state.cycle_started_at + target.resolution + state.paused_for
+        if decided.before.resolution_ended_at is None or state.reopen_count != decided.before.reopen_count:
+            resolution_given_for = state.cycle_started_at + target.resolution + state.paused_for
+        assert state.resolution_due_at == resolution_given_for
         if decided.before.responded_at is None:
             response_given_for = state.created_at + target.response
         assert state.response_due_at == response_given_for

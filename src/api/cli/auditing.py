@@ -19,7 +19,8 @@ from api.servicenow_log import LogError
 from projections import replay as lives
 from projections.history import Entry
 from tickets import integrity
-from tickets.ledger import Ledger, connect
+from tickets.connections import connect
+from tickets.ledger import Ledger
 
 
 @click.group("import")

@@ -12,7 +12,7 @@ import click
 from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
 from projections import rebuild as rebuilding
 from projections.status import read_status
-from tickets.ledger import connect
+from tickets.connections import connect
 
 
 @click.group()

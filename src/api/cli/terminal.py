@@ -29,7 +29,7 @@ from api.database import apply_schema, database
 from api.embedded import EmbeddedServerError
 from api.settings import Settings, SettingsError, read_settings
 from projections.runner import catch_up_alone
-from tickets.ledger import CONNECTION_LOST, connect
+from tickets.connections import CONNECTION_LOST, connect
 
 err: Final = Console(stderr=True, highlight=False)
 
@@ -84,6 +84,8 @@ def run(main: Any) -> Any:
 
     try:
         uvloop.run(collect())
+    except SettingsError as error:
+        fail(str(error))
     except CONNECTION_LOST as error:
         fail(f"The database cannot be reached: {error}. Is DATABASE_URL right, and the server up?")
     except asyncpg.InsufficientPrivilegeError as error:

@@ -278,7 +278,12 @@ async def _found(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
 def _person(assignee_id: str | None, actor: Actor) -> UUID | None:
     if assignee_id is None or assignee_id == "none":
         return None
-    return actor.id if assignee_id == "me" else UUID(assignee_id)
+    if assignee_id == "me":
+        return actor.id
+    try:
+        return UUID(assignee_id)
+    except ValueError:  # a line end after it, which `$` in a pattern lets through
+        raise InvalidRequest("assignee_id", "must be a person's id, me or none") from None
 
 
 def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> Response[Any]:
