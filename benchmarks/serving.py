@@ -1,0 +1,78 @@
+"""`tickets serve` as a process of its own, as it comes: everything in one process, a log line a request."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from api.auth import make_token
+from api.settings import Settings
+from benchmarks.lives import ENGINEERS, LEADS, USERS
+from benchmarks.load import Tokens
+from tickets.permissions import Actor
+
+_KEY: Final = "a-key-for-benchmarks-only-which-is-long-enough"
+
+
+def token(actor: Actor) -> str:
+    """A token that the service takes."""
+    settings = Settings(jwt_secret_key=_KEY)
+    return make_token(settings, role=actor.role, sub=actor.id, username=actor.username, teams=actor.teams)
+
+
+@asynccontextmanager
+async def running_service(dsn: str, folder: Path) -> AsyncIterator[int]:
+    """The port of a service on this database."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    variables |= {"DATABASE_URL": dsn, "DATA_DIR": str(folder), "JWT_SECRET_KEY": _KEY}
+    log = folder / f"service-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: ASYNC220 - it is started once and waited for by its answers
+            [sys.executable, "-m", "api.cli", "serve", "--port", str(port)],
+            env=variables,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        await _until_it_answers(process, port, log)
+        yield port
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 30)
+
+
+async def everybody(port: int) -> Tokens:
+    """Tokens for all users, engineers and leads, each of whom the service has seen."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        for actor in (*USERS, *ENGINEERS, *LEADS):
+            headers = {"Authorization": f"Bearer {token(actor)}"}
+            answer = await client.get("/api/v1/tickets", params={"page_size": 1}, headers=headers)
+            assert answer.status_code == 200, answer.text
+    return Tokens(
+        users=[token(actor) for actor in USERS],
+        engineers=[(actor.id, token(actor)) for actor in ENGINEERS],
+        leads=[token(actor) for actor in LEADS],
+    )
+
+
+async def _until_it_answers(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    async with httpx.AsyncClient(timeout=1) as client:
+        for _ in range(400):
+            if process.poll() is None:
+                try:
+                    if (await client.get(f"http://127.0.0.1:{port}/health")).is_success:
+                        return
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+    said = await asyncio.to_thread(log.read_text, errors="replace")
+    raise AssertionError(f"the service did not start:\n{said[-3000:]}")
