@@ -1,13 +1,13 @@
 """The whole service under a steady load: commands over HTTP, and how far the read models are behind.
 
-`tickets serve` runs as it comes, everything in one process; the generator is another. Commands come in an
-open loop a little faster than the target rate, so that rounding cannot miss it: create, assign to an
-engineer, begin work, by 14 people over 64 connections. The lag of a command is from `recorded_at` of its
-facts, by the database's clock, until an observer that listens as any client can has been told that all
-read models have them: after the commit of their checkpoint. The clocks are one machine's, so the database
-must be on this one. Latency counts from when a command was due. Generator, service and database share the
-machine; the closed loop afterwards shows how far it goes. All answers must be good, and at the end the
-read models must have every ticket, and the ledger no gap.
+`tickets serve` runs as compose.yaml has it, the API and the read models in a process each; the generator is
+another. Everything in one process is measured as well, in a closed loop. Commands come in an open loop a
+little faster than the target rate, so that rounding cannot miss it: create, assign to an engineer, begin
+work, by 14 people over 64 connections. The lag of a command is from `recorded_at` of its facts, by the
+database's clock, until an observer that listens as any client can has been told that all read models have
+them: after the commit of their checkpoint. The clocks are one machine's, so the database must be on this
+one. Latency counts from when a command was due. Generator, services and database share the machine. All
+answers must be good, and at the end the read models must have every ticket, and the ledger no gap.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from time import time
 from typing import Final
+
+from msgspec.structs import replace
 
 from benchmarks.load import Answered, Load, elsewhere, work_on_tickets
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target, percentile
@@ -31,8 +33,15 @@ Told = tuple[int, float]
 
 
 async def _measure(bench: Bench) -> AsyncIterator[Round]:
-    async with bench.server.fresh() as dsn, running_service(dsn, bench.folder) as port:
+    async with (
+        bench.server.fresh() as dsn,
+        running_service(dsn, bench.folder, "commands", "queries") as port,
+        running_service(dsn, bench.folder, "projections"),
+        bench.server.fresh() as dsn_alone,
+        running_service(dsn_alone, bench.folder) as alone,
+    ):
         tokens = await everybody(port)
+        tokens_alone = await everybody(alone)
         connection = await connect(dsn, role=None, timeout=10)
         told: list[Told] = []
         await connection.add_listener(CHANNEL, lambda _c, _p, _n, at: told.append((int(str(at)), time())))
@@ -42,7 +51,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
                 await bench.server.settle()
                 told.clear()
                 steady = Load(
-                    port=port,
+                    ports=(port,),
                     connections=_CONNECTIONS,
                     rate=_OFFERED,
                     warm_up_s=2,
@@ -51,13 +60,14 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
                 answered = await elsewhere(work_on_tickets, steady, tokens)
                 lags = await _lags(connection, answered, told)
                 fastest = Load(
-                    port=port,
+                    ports=(port,),
                     connections=_CONNECTIONS,
                     rate=None,
                     warm_up_s=1,
                     seconds=2 if bench.quick else 5,
                 )
                 most = await elsewhere(work_on_tickets, fastest, tokens)
+                together = await elsewhere(work_on_tickets, replace(fastest, ports=(alone,)), tokens_alone)
                 created += _created(answered) + _created(most)
                 await _check(connection, created, told)
                 yield {
@@ -69,6 +79,8 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
                     "latency-p99": percentile(answered.latencies_ms, 99),
                     "most": most.rate,
                     "most-p99": percentile(most.latencies_ms, 99),
+                    "alone": together.rate,
+                    "alone-p99": percentile(together.latencies_ms, 99),
                 }
         finally:
             await connection.close()
@@ -135,6 +147,8 @@ LIVE: Final = Benchmark(
         Figure("latency-p99", "command latency meanwhile, p99", "ms"),
         Figure("most", f"commands over HTTP, {_CONNECTIONS} connections, closed loop", "commands/s"),
         Figure("most-p99", "command latency then, p99", "ms"),
+        Figure("alone", "the same, everything in one process", "commands/s"),
+        Figure("alone-p99", "command latency then, p99", "ms"),
     ),
     _measure,
 )

@@ -34,7 +34,7 @@ _HOST: Final = "127.0.0.1"
 class Load(Struct, frozen=True, kw_only=True):
     """How to ask: `rate` None is a closed loop. What happens in the first `warm_up_s` does not count."""
 
-    port: int
+    ports: tuple[int, ...]
     connections: int
     rate: float | None
     warm_up_s: float
@@ -121,7 +121,8 @@ def _on_tickets(tokens: Tokens) -> _Script:
 
 async def _drive(load: Load, script: _Script) -> Answered:
     loop = asyncio.get_running_loop()
-    connections = [(await loop.create_connection(_Connection, _HOST, load.port))[1] for _ in range(load.connections)]
+    ports = [port for port, _ in zip(cycle(load.ports), range(load.connections), strict=False)]
+    connections = [(await loop.create_connection(_Connection, _HOST, port))[1] for port in ports]
     statuses: Counter[int] = Counter()
     scheduled, answered = array("d"), array("d")
     turn, start = 0, monotonic() + 0.01

@@ -41,7 +41,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
     }
     async with running_service(dsn, bench.folder) as port:
         await everybody(port)
-        load = Load(port=port, connections=_CONNECTIONS, rate=None, warm_up_s=1, seconds=2 if bench.quick else 4)
+        load = Load(ports=(port,), connections=_CONNECTIONS, rate=None, warm_up_s=1, seconds=2 if bench.quick else 4)
         for _ in range(bench.rounds):
             one: dict[str, float] = {"tickets": tickets}
             for name, requests in questions.items():

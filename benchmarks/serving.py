@@ -1,4 +1,4 @@
-"""`tickets serve` as a process of its own, as it comes: everything in one process, a log line a request."""
+"""`tickets serve` as a process of its own, as it comes: with a log line for every request."""
 
 import asyncio
 import os
@@ -28,8 +28,8 @@ def token(actor: Actor) -> str:
 
 
 @asynccontextmanager
-async def running_service(dsn: str, folder: Path) -> AsyncIterator[int]:
-    """The port of a service on this database."""
+async def running_service(dsn: str, folder: Path, *parts: str) -> AsyncIterator[int]:
+    """The port of a service on this database that runs these parts, or everything."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -38,7 +38,7 @@ async def running_service(dsn: str, folder: Path) -> AsyncIterator[int]:
     log = folder / f"service-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - it is started once and waited for by its answers
-            [sys.executable, "-m", "api.cli", "serve", "--port", str(port)],
+            [sys.executable, "-m", "api.cli", "serve", "--port", str(port), *(f"--only={part}" for part in parts)],
             env=variables,
             stdout=output,
             stderr=output,

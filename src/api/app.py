@@ -7,23 +7,23 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
 import structlog
+from cachetools import TTLCache
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 from litestar import Litestar, Response, Router, route
-from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
 from api.commands.tickets import COMMAND_ROUTES
-from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, Receive, Scope, Send, observed
+from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
 from api.queries.system import explain_problem, health, metrics, ready
 from api.queries.tickets import QUERIES, QUERY_ROUTES
@@ -32,13 +32,15 @@ from api.settings import PARTS, Part, Settings
 from projections import people
 from projections.freshness import Freshness
 from projections.runner import Runner
-from tickets.connections import connect
-from tickets.handler import Handler
+from tickets.connections import Pool, connect
+from tickets.handler import FindAssignee, Handler
 from tickets.ledger import Ledger
 from tickets.people import People
+from tickets.permissions import Assignee
 
 _LONGEST_HEADERS: Final = 64 * 1024
 _DRAINING_S: Final = 10.0
+_ASSIGNEE_REMEMBERED_S: Final = 5.0
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -61,7 +63,7 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
             ledger=ledger,
             handler=Handler(
                 ledger,
-                partial(people.find, ledger.pool),
+                _finding_assignees(ledger.pool),
                 policy=settings.policy,
                 cache_size=settings.ticket_cache_size,
             ),
@@ -78,7 +80,7 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())
             try:
-                yield observed(_answering_head(_litestar(served, parts)))
+                yield observed(_furnished(_litestar(served, parts), served))
             finally:
                 if runner is not None:
                     runner.stop()
@@ -95,7 +97,6 @@ def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
         exception_handlers=HANDLERS,
         openapi_config=None,
         request_max_body_size=served.settings.max_body_bytes,
-        state=State({"installation": served}),
         logging_config=None,
     )
 
@@ -117,15 +118,30 @@ def _option(path: str, allowed: str) -> HTTPRouteHandler:
     return options
 
 
-def _answering_head(app: Asgi) -> Asgi:
-    """HEAD is GET, and the server leaves the body out (RFC 9110, 9.3.2)."""
+def _furnished(app: Asgi, served: Installation) -> Asgi:
+    """Have every request bring what it is served with; HEAD is GET without the body (RFC 9110, 9.3.2)."""
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope["method"] = "GET"
+    async def furnish(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["state"]["installation"] = served
+            if scope["method"] == "HEAD":
+                scope["method"] = "GET"
         await app(scope, receive, send)
 
-    return answer
+    return furnish
+
+
+def _finding_assignees(pool: Pool) -> FindAssignee:
+    """People, as the read model knows them, remembered for a moment: the same few are assigned all day."""
+    remembered: TTLCache[UUID, Assignee] = TTLCache(1_000, _ASSIGNEE_REMEMBERED_S)
+
+    async def find(person_id: UUID) -> Assignee | None:
+        found = remembered.get(person_id) or await people.find(pool, person_id)
+        if found is not None:
+            remembered[person_id] = found
+        return found
+
+    return find
 
 
 async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) -> None:

@@ -52,13 +52,7 @@ class Installation(Struct, frozen=True, kw_only=True):
     freshness: Freshness
 
 
-class Installed(State):
-    """The application's state: it has the installation."""
-
-    installation: Installation
-
-
-ApiRequest = Request[Actor, Any, Installed]
+ApiRequest = Request[Actor, Any, State]
 
 T = TypeVar("T", bound=Struct)
 
@@ -80,7 +74,8 @@ async def before_query(request: ApiRequest) -> Response[bytes] | None:
 
 def installation(request: ApiRequest) -> Installation:
     """What this request is served with."""
-    return request.app.state.installation  # type: ignore[no-any-return] # litestar's State is untyped
+    served: Installation = request.scope["state"]["installation"]
+    return served
 
 
 def asked(request: ApiRequest) -> Asked:

@@ -41,6 +41,10 @@ class Raw(Struct, frozen=True, gc=False):
     state: bytes
 
 
+async def _nothing_to_reset(_connection: object) -> None:
+    """Spare the round trip: nobody who borrows a connection changes its session."""
+
+
 class Ledger:
     """The record. Use it as `async with Ledger.open(dsn) as ledger`."""
 
@@ -76,6 +80,7 @@ class Ledger:
             timeout=timeout,
             command_timeout=timeout,
             server_settings=service_settings(),
+            reset=_nothing_to_reset,
         ) as pool:
             reconnect = partial(connect, dsn, timeout=timeout)
             limits = {"queue_limit": queue_limit, "batch_limit": batch_limit}

@@ -7,7 +7,8 @@ tickets/commands.py.
 from typing import Any, Final
 from uuid import UUID
 
-from litestar import MediaType, Response, delete, patch, post, put
+from litestar import Response, delete, patch, post, put
+from litestar.response.base import ASGIResponse
 from msgspec import Struct
 
 from api.openapi import answers
@@ -17,6 +18,7 @@ from projections.tickets import TicketView, document
 from tickets.commands import Assign, ChangeStatus, Command, Create, Delete, Edit, Restore
 from tickets.lifecycle import Status
 from tickets.sla import Priority
+from tickets.ticket import Ticket
 from tickets.values import Category, Description, Environment, Reason, ServiceName, Tags, Title
 
 
@@ -58,24 +60,27 @@ _COMMAND: Final[dict[str, Any]] = {
 _TICKET: Final = answers(200, TicketView, "The ticket after it.")
 
 
-async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200) -> Response[Any]:
-    """Have the command handled, and answer with the ticket after it."""
-    served = installation(request)
-    answer = await served.handler.handle(command, ticket_id, asked(request))
-    ticket = answer.ticket
-    headers = {"ETag": f'"{ticket.version}"', "Ledger-Position": str(answer.position)}
+async def _handled(request: ApiRequest, command: Command, ticket_id: UUID | None) -> tuple[Ticket, dict[str, str]]:
+    """Have the command handled: the ticket after it, and what the headers say of that."""
+    answer = await installation(request).handler.handle(command, ticket_id, asked(request))
+    headers = {"ETag": f'"{answer.ticket.version}"', "Ledger-Position": str(answer.position)}
     if answer.replayed:
         headers["Idempotency-Replayed"] = "true"
-    if status == 201:
-        headers["Location"] = f"{served.settings.api_v1_prefix}/tickets/{ticket.id}"
     if "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower():
         headers["Preference-Applied"] = "return=minimal"
-        return Response(None, status_code=201 if status == 201 else 204, media_type=MediaType.TEXT, headers=headers)
-    if status == 204:
-        return Response(None, status_code=status, headers=headers)
+    return answer.ticket, headers
+
+
+async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200) -> ASGIResponse:
+    """Have the command handled, and answer with the ticket after it."""
+    ticket, headers = await _handled(request, command, ticket_id)
+    if status == 201:
+        headers["Location"] = f"{installation(request).settings.api_v1_prefix}/tickets/{ticket.id}"
+    if "Preference-Applied" in headers:
+        return ASGIResponse(status_code=201 if status == 201 else 204, headers=headers)
     # As of the ticket's own time, so that the same command has the same answer whenever it is asked again.
     body = document(ticket, ticket.updated_at)
-    return Response(body, status_code=status, media_type="application/json", headers=headers)
+    return ASGIResponse(body=body, status_code=status, media_type="application/json", headers=headers)
 
 
 @post(
@@ -85,13 +90,13 @@ async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, sta
     responses=answers(201, TicketView, "The new ticket."),
     **_COMMAND,
 )
-async def create_ticket(request: ApiRequest, data: Create) -> Response[bytes]:
+async def create_ticket(request: ApiRequest, data: Create) -> ASGIResponse:
     """Ask for something. Staff may ask on somebody's behalf, by `requester_id`."""
     return await _do(request, data, None, 201)
 
 
 @put("/tickets/{ticket_id:uuid}", operation_id="replaceTicket", responses=_TICKET, **_COMMAND)
-async def replace_ticket(request: ApiRequest, ticket_id: UUID, data: WholeTicket) -> Response[bytes]:
+async def replace_ticket(request: ApiRequest, ticket_id: UUID, data: WholeTicket) -> ASGIResponse:
     """Put all editable fields anew. An optional field that is not there is cleared."""
     command = Edit(
         title=data.title,
@@ -106,7 +111,7 @@ async def replace_ticket(request: ApiRequest, ticket_id: UUID, data: WholeTicket
 
 
 @patch("/tickets/{ticket_id:uuid}", operation_id="editTicket", responses=_TICKET, **_COMMAND)
-async def edit_ticket(request: ApiRequest, ticket_id: UUID, data: Edit) -> Response[bytes]:
+async def edit_ticket(request: ApiRequest, ticket_id: UUID, data: Edit) -> ASGIResponse:
     """Put some editable fields anew (RFC 7396): null clears an optional one, what is not there stays."""
     return await _do(request, data, ticket_id)
 
@@ -120,7 +125,8 @@ async def edit_ticket(request: ApiRequest, ticket_id: UUID, data: Edit) -> Respo
 )
 async def delete_ticket(request: ApiRequest, ticket_id: UUID) -> Response[None]:
     """Take a ticket out of sight."""
-    return await _do(request, Delete(), ticket_id, 204)
+    _, headers = await _handled(request, Delete(), ticket_id)
+    return Response(None, status_code=204, headers=headers)
 
 
 @post(
@@ -130,19 +136,19 @@ async def delete_ticket(request: ApiRequest, ticket_id: UUID) -> Response[None]:
     responses=_TICKET,
     **_COMMAND,
 )
-async def restore_ticket(request: ApiRequest, ticket_id: UUID) -> Response[bytes]:
+async def restore_ticket(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
     """Bring a deleted ticket back."""
     return await _do(request, Restore(), ticket_id)
 
 
 @put("/tickets/{ticket_id:uuid}/assign", operation_id="assignTicket", responses=_TICKET, **_COMMAND)
-async def assign_ticket(request: ApiRequest, ticket_id: UUID, data: Assign) -> Response[bytes]:
+async def assign_ticket(request: ApiRequest, ticket_id: UUID, data: Assign) -> ASGIResponse:
     """Pass responsibility to a person, a team or both; null takes it away. Opens a NEW ticket."""
     return await _do(request, data, ticket_id)
 
 
 @patch("/tickets/{ticket_id:uuid}/status", operation_id="changeStatus", responses=_TICKET, **_COMMAND)
-async def change_status(request: ApiRequest, ticket_id: UUID, data: ChangeStatus) -> Response[bytes]:
+async def change_status(request: ApiRequest, ticket_id: UUID, data: ChangeStatus) -> ASGIResponse:
     """Take a step of the workflow. To RESOLVED, `reason` is the resolution and required."""
     if data.status is Status.RESOLVED and data.reason is None:
         raise InvalidRequest("reason", "is required to resolve: it is the resolution")
@@ -156,7 +162,7 @@ async def change_status(request: ApiRequest, ticket_id: UUID, data: ChangeStatus
     responses=_TICKET,
     **_COMMAND,
 )
-async def resolve_ticket(request: ApiRequest, ticket_id: UUID, data: Resolution) -> Response[bytes]:
+async def resolve_ticket(request: ApiRequest, ticket_id: UUID, data: Resolution) -> ASGIResponse:
     """Say what was done."""
     return await _do(request, ChangeStatus(status=Status.RESOLVED, reason=data.resolution_notes), ticket_id)
 
@@ -168,7 +174,7 @@ async def resolve_ticket(request: ApiRequest, ticket_id: UUID, data: Resolution)
     responses=_TICKET,
     **_COMMAND,
 )
-async def close_ticket(request: ApiRequest, ticket_id: UUID, data: Closing | None = None) -> Response[bytes]:
+async def close_ticket(request: ApiRequest, ticket_id: UUID, data: Closing | None = None) -> ASGIResponse:
     """End a resolved ticket. The body may be left out."""
     return await _do(request, ChangeStatus(status=Status.CLOSED, reason=data.reason if data else None), ticket_id)
 
@@ -180,7 +186,7 @@ async def close_ticket(request: ApiRequest, ticket_id: UUID, data: Closing | Non
     responses=_TICKET,
     **_COMMAND,
 )
-async def reopen_ticket(request: ApiRequest, ticket_id: UUID, data: Reopening) -> Response[bytes]:
+async def reopen_ticket(request: ApiRequest, ticket_id: UUID, data: Reopening) -> ASGIResponse:
     """Say that it is not over; a closed ticket only within the reopen window."""
     return await _do(request, ChangeStatus(status=Status.REOPENED, reason=data.reason), ticket_id)
 

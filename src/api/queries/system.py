@@ -10,14 +10,15 @@ from litestar import Request, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.problems import PROBLEMS
-from api.requests import Installation, Installed
+from api.requests import Installation
 from tickets.errors import NotFound
 
-AnyRequest = Request[Any, Any, Installed]
+AnyRequest = Request[Any, Any, Any]
 
 
 def _installation(request: AnyRequest) -> Installation:
-    return request.app.state.installation  # type: ignore[no-any-return] # litestar's State is untyped
+    served: Installation = request.scope["state"]["installation"]
+    return served
 
 
 def _health(served: Installation) -> dict[str, Any]:
