@@ -97,6 +97,7 @@ async def _make_beside(
 ) -> AsyncGenerator[Progress | Compared, None]:
     """One snapshot: the live rows and their checkpoints are seen as of one moment, while they move on."""
     async with connection.transaction(isolation="repeatable_read"):
+        await connection.execute("set local maintenance_work_mem = '256MB'; set local work_mem = '64MB'")
         positions = await _positions(connection, wanted)
         upto = max(positions.values())
         if min(positions.values()) != upto:
@@ -218,10 +219,12 @@ async def _add_indexes(connection: Connection, name: str) -> None:
 
 async def _compare(connection: Connection, one: Projection, position: int) -> Compared:
     live, beside = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}"
+    # Rows are held against each other by their key, whole row against whole row: every byte counts.
     row = await connection.fetchrow(
-        f"""select (select count(*) from {beside}),
-                   (select count(*) from (table {beside} except all table {live}) missing),
-                   (select count(*) from (table {live} except all table {beside}) unexpected)"""
+        f"""select (select count(*) from {beside}), count(*) filter (where made.{one.key} is not null),
+                   count(*) filter (where live.{one.key} is not null)
+            from {live} live full join {beside} made on live.{one.key} = made.{one.key}
+            where live is distinct from made"""
     )
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return Compared(one.name, position, *row)
