@@ -4,6 +4,7 @@ The outermost layer of the application. Deliberately absent: what went wrong ins
 finds that logs it.
 """
 
+import asyncio
 import logging
 import re
 import sys
@@ -42,6 +43,9 @@ def _measured(method: str, route: str, status: int) -> tuple[Counter, Histogram]
     """The two series that a request counts in: looking them up by labels each time costs more than counting."""
     return REQUESTS.labels(method, route, status), SECONDS.labels(method, route)
 
+
+_CLIENT_GONE: Final = 499
+"""In the log, for a client that did not wait for its answer; nginx's number."""
 
 _SANE_ID: Final = re.compile(rb"^[A-Za-z0-9._:/+=-]{1,128}$")
 
@@ -105,6 +109,12 @@ def observed(app: Asgi) -> Asgi:
 
         try:
             await app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # So the server says that the client went away; a task that is cancelled itself must go on ending.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            status = status or _CLIENT_GONE
         finally:
             took = perf_counter() - started
             route = scope.get("path_template") or "unknown"

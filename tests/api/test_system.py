@@ -1,7 +1,10 @@
 """What operators see: health, readiness, metrics, request ids, client addresses, the parts apart, the end."""
 
+import json
 import re
 import signal
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +14,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import NEW_TICKET, Service
+from tests.conftest import NEW_TICKET, Service, token
 from tickets.permissions import Role
 
 TICKETS = "/api/v1/tickets"
@@ -247,3 +250,27 @@ def assert_ends(running: Service, number: signal.Signals) -> None:
     assert "Traceback" not in running.log.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{running.url}/health")
+
+
+def test_a_client_that_goes_away_leaves_no_traceback_and_the_service_goes_on(
+    own_service: Callable[..., Service],
+) -> None:
+    service = own_service()
+    host, port = service.url.removeprefix("http://").split(":")
+    bearer = token(Role.ADMIN, uuid4())
+    body = json.dumps(NEW_TICKET).encode()
+    head = (
+        f"POST /api/v1/tickets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    for sent in (head, head + body[:20], head + body) * 3:
+        clients = [socket.create_connection((host, int(port))) for _ in range(100)]
+        for client in clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, not closed
+            client.sendall(sent)
+        for client in clients:
+            client.close()
+    with service.client() as admin:
+        assert admin.post("/api/v1/tickets", json=NEW_TICKET).status_code == 201
+    service.stop()
+    assert "Traceback" not in service.log.read_text()
