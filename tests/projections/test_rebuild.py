@@ -262,7 +262,8 @@ async def test_nothing_is_left_behind_however_it_ends(ledger: Ledger, owner: Con
             await anext(steps)
 
     async def its_session_is_gone() -> bool:
-        left: int = await owner.fetchval("select count(*) from pg_locks where locktype = 'advisory' and granted")
+        left: int = await owner.fetchval("""select count(*) from pg_locks where locktype = 'advisory' and granted
+                 and database = (select oid from pg_database where datname = current_database())""")
         return left == 0
 
     await eventually(its_session_is_gone)
