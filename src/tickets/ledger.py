@@ -21,7 +21,7 @@ from tickets.writer import Append, Outcome, Writer
 
 
 class Recorded(Struct, frozen=True, gc=False):
-    """A fact with its place in the ledger. `metadata` is as stored: `metadata_of` reads it."""
+    """A fact with its place in the ledger. `metadata` is as stored: the JSON of a Metadata."""
 
     position: int
     recorded_at: datetime
