@@ -58,7 +58,7 @@ create table if not exists ledger.commands (
 comment on table ledger.commands is 'Every command that was accepted, once: asked again, it is answered and not done again.';
 comment on column ledger.commands.version is 'The version of its stream after it; a command that changed nothing has the one before.';
 comment on column ledger.commands.position is 'The last position of its facts, or the head then if it had none.';
-comment on column ledger.commands.fingerprint is 'SHA-256 of what was asked, so that a key used for something else is noticed.';
+comment on column ledger.commands.fingerprint is 'SHA-256 of what was asked with an Idempotency-Key, so that a key used for something else is noticed; empty without one.';
 
 create table if not exists ledger.seals (
   last_position  bigint primary key,
@@ -107,13 +107,14 @@ comment on function ledger.int8_bytes(bigint) is 'A number as eight big-endian b
 --   duplicate  it had been accepted before: the first outcome, for whoever asks again
 --   conflict   the stream is at another version, or another command of this batch was first
 -- The lock comes in a statement of its own, so that the statement after it sees all that came before.
--- Its plan is made once, when the tables may still be empty: without enable_seqscan it stays good as they grow.
+-- Its plan is made once and kept, because planning it costs as much as the rest of it; the tables may still be
+-- empty then, and without enable_seqscan the plan stays good as they grow.
 create or replace function ledger.append(
   command_ids uuid[], stream_ids uuid[], expected_versions integer[], fact_counts integer[], fingerprints bytea[],
   owners integer[], versions integer[], topics text[], times timestamptz[],
   metadatas bytea[], states bytea[], leaves bytea[]
 ) returns table (outcome text, stream_id uuid, version integer, "position" bigint, fingerprint bytea)
-language plpgsql set search_path = pg_catalog set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   head record;

@@ -22,7 +22,7 @@ from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
-from api.commands.tickets import COMMAND_ROUTES
+from api.commands.tickets import BODIES, COMMAND_ROUTES
 from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
 from api.queries.system import explain_problem, health, metrics, ready
@@ -93,10 +93,10 @@ def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
     if halves:
         routes.append(Router(served.settings.api_v1_prefix, route_handlers=[*_options(halves), *halves]))
     return Litestar(
-        [*routes, *openapi.documentation(routes, QUERIES, "Ticket Service", served.settings.service_version)],
+        [*routes, *openapi.documentation(routes, QUERIES, BODIES, "Ticket Service", served.settings.service_version)],
         exception_handlers=HANDLERS,
         openapi_config=None,
-        request_max_body_size=served.settings.max_body_bytes,
+        request_max_body_size=None,  # requests.py reads bodies, and knows the limit
         logging_config=None,
     )
 
@@ -124,6 +124,7 @@ def _furnished(app: Asgi, served: Installation) -> Asgi:
     async def furnish(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             scope["state"]["installation"] = served
+            scope["state"]["headers"] = dict(scope["headers"])
             if scope["method"] == "HEAD":
                 scope["method"] = "GET"
         await app(scope, receive, send)

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -62,7 +62,8 @@ def configure_logging(level: str, *, service: str) -> None:
         factory: Any = structlog.PrintLoggerFactory(sys.stderr)
     else:
         renderers = [structlog.processors.format_exc_info, _service(service), _json]
-        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        lines = _Lines(sys.stderr.buffer)
+        factory = lambda *_: lines  # noqa: E731 - structlog wants a function, and this is all that it does
     structlog.configure(
         processors=shared + renderers,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -73,6 +74,30 @@ def configure_logging(level: str, *, service: str) -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True
     )
+
+
+class _Lines:
+    """Writes lines as they come; those of one turn of the event loop together, which under load are dozens."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._waiting: list[bytes] = []
+
+    def msg(self, line: bytes) -> None:
+        self._waiting += (line, b"\n")
+        if len(self._waiting) > 2:
+            return  # it goes with those that wait already
+        try:
+            asyncio.get_running_loop().call_soon(self._write)
+        except RuntimeError:  # there is no loop
+            self._write()
+
+    debug = info = warning = error = critical = exception = msg
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._file.write(b"".join(waiting))
+        self._file.flush()
 
 
 def _service(name: str) -> Any:

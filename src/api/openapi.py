@@ -64,7 +64,7 @@ _TICKET: Final[dict[str, Any]] = {
     "closed_at": None,
 }
 
-_BODIES: Final[dict[str, Any]] = {
+_BODY_EXAMPLES: Final[dict[str, Any]] = {
     "createTicket": {
         "title": "Production server down",
         "description": "Web server not responding",
@@ -169,16 +169,22 @@ _COMMAND_HEADERS: Final = {
 }
 _QUERY_HEADERS: Final = {
     "Ledger-Position": "Answer no older than this position, which an earlier answer gave.",
-    "If-None-Match": "304 if the ticket still has this ETag.",
 }
+_CONDITIONAL: Final = {"If-None-Match": "304 if the ticket still has this ETag."}
+_MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
+_NOT_MODIFIED: Final = {"description": "The ticket still has the ETag that `If-None-Match` named."}
 
 
 def documentation(
-    routes: Sequence[ControllerRouterHandler], queries: Mapping[str, type[Struct]], title: str, version: str
+    routes: Sequence[ControllerRouterHandler],
+    queries: Mapping[str, type[Struct]],
+    bodies: Mapping[str, type[Struct]],
+    title: str,
+    version: str,
 ) -> list[ControllerRouterHandler]:
     """The routes that show what `routes` are: /openapi.json, /docs, /redoc, and the files that those need.
 
-    `queries` has the query parameters of an operation, by its id.
+    `queries` has the query parameters of an operation, by its id, `bodies` what its body is.
 
     The document is made by an application of its own, because the one that serves would add its own pages
     and its own way of saying 404.
@@ -205,7 +211,7 @@ def documentation(
         logging_config=None,
     )
     document = described.openapi_schema.to_schema()
-    _complete(document, queries)
+    _complete(document, queries, bodies)
     icon = f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">'
     swagger = SwaggerRenderPlugin(
         js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-bundle.js",
@@ -234,11 +240,19 @@ def documentation(
     return [openapi_json, docs, redoc_page, root, _assets()]
 
 
-def _complete(document: dict[str, Any], queries: Mapping[str, type[Struct]]) -> None:
-    """Add what all commands and all queries have in common, the parameters of queries, and the examples."""
+def _complete(
+    document: dict[str, Any], queries: Mapping[str, type[Struct]], bodies: Mapping[str, type[Struct]]
+) -> None:
+    """Add what all commands and all queries have in common, their bodies and parameters, and the examples."""
+    components = document["components"]["schemas"]
     for path in document["paths"].values():
         for method, operation in path.items():
             headers = {"Commands": _COMMAND_HEADERS, "Queries": _QUERY_HEADERS}.get(operation["tags"][0], {})
+            if operation["operationId"] == "getTicket":
+                headers = headers | _CONDITIONAL
+                operation["responses"]["304"] = _NOT_MODIFIED
+            if operation["tags"] == ["Commands"] and "200" in operation["responses"]:
+                operation["responses"]["204"] = _MINIMAL
             parameters = [
                 {
                     "name": name,
@@ -250,15 +264,14 @@ def _complete(document: dict[str, Any], queries: Mapping[str, type[Struct]]) -> 
                 for name, text in headers.items()
             ]
             if operation["operationId"] in queries:
-                parameters += _parameters(queries[operation["operationId"]], document["components"]["schemas"])
+                parameters += _parameters(queries[operation["operationId"]], components)
             if parameters:
                 operation["parameters"] = [*operation.get("parameters", []), *parameters]
-            content = operation.get("requestBody", {}).get("content", {})
-            for media in content.values():
-                media["example"] = _BODIES[operation["operationId"]]
-                for schema in (media["schema"], *media["schema"].get("oneOf", ())):
-                    body = document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
-                    body["additionalProperties"] = False  # a field that a command does not have is refused
+            if operation["operationId"] in bodies:
+                kinds = (
+                    ("application/json", "application/merge-patch+json") if method == "patch" else ("application/json",)
+                )
+                operation["requestBody"] = _body(operation["operationId"], bodies, kinds, components)
             for response in operation["responses"].values():
                 for media in response.get("content", {}).values():
                     answer = media["schema"].get("$ref", "").rpartition("/")[2]
@@ -267,8 +280,18 @@ def _complete(document: dict[str, Any], queries: Mapping[str, type[Struct]]) -> 
             if operation["tags"] == ["Queries"]:
                 for status in _COMMAND_PROBLEMS:
                     del operation["responses"][str(status)]
-            if method == "patch":
-                content["application/merge-patch+json"] = content["application/json"]
+
+
+def _body(
+    operation: str, bodies: Mapping[str, type[Struct]], kinds: Sequence[str], components: dict[str, Any]
+) -> dict[str, Any]:
+    """A request's body; what it is made of is added to the components."""
+    (schema,), defined = msgspec.json.schema_components([bodies[operation]], ref_template="#/components/schemas/{name}")
+    for name, one in defined.items():
+        components.setdefault(name, one)
+    optional = not defined[bodies[operation].__name__].get("required")
+    media = {"schema": schema, "example": _BODY_EXAMPLES[operation]}
+    return {"required": not optional, "content": dict.fromkeys(kinds, media)}
 
 
 def _parameters(query: type[Struct], components: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ PROBLEMS is the list; /problems/<slug> explains each. Deliberately absent: decid
 refused.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -118,12 +117,7 @@ _REFUSALS: Final[dict[type[Refusal], str]] = {
     OutcomeUnknown: "outcome-unknown",
 }
 
-_STATUSES: Final = {
-    404: "not-found",
-    405: "method-not-allowed",
-    413: "content-too-large",
-    415: "unsupported-media-type",
-}
+_STATUSES: Final = {404: "not-found", 405: "method-not-allowed"}
 
 
 class FieldError(Struct, frozen=True):
@@ -227,15 +221,13 @@ def on_bad_cursor(request: AnyRequest, error: BadCursor) -> Response[bytes]:
 
 
 def on_http_exception(request: AnyRequest, error: HTTPException) -> Response[bytes]:
-    """What the framework refuses: unknown paths and methods, bad parameters and bodies."""
+    """What the framework refuses: unknown paths and methods, and a Host that is none."""
     slug = _STATUSES.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal-error")
     if slug == "internal-error":
         return on_unexpected(request, error)
-    extra = error.extra if isinstance(error.extra, list) else []
-    errors = [_field_error(one) for one in extra if isinstance(one, dict)]
-    detail = PROBLEMS[slug].advice if slug != "invalid-request" else _what(error, errors)
-    if slug == "invalid-request" and not errors:
-        errors = [FieldError("body", detail)]
+    invalid = slug == "invalid-request"
+    detail = error.detail if invalid else PROBLEMS[slug].advice
+    errors = [FieldError("Host" if "host" in detail else "request", detail)] if invalid else None
     methods = (error.headers or {}).get("allow")
     headers = {"Allow": allow(methods.split(", "))} if methods else None
     return problem(request.url.path, slug, detail, errors=errors, headers=headers)
@@ -257,26 +249,6 @@ def on_unexpected(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A fault of ours: logged in full, told in one sentence."""
     _log.error("request.failed", path=request.url.path, exc_info=error)
     return problem(request.url.path, "internal-error", "Something went wrong here; it has been logged.")
-
-
-_NAMED: Final = re.compile(r"(?:unknown|missing required) field `(?P<field>[^`]*)`")
-
-
-def _field_error(one: dict[str, Any]) -> FieldError:
-    """The field that msgspec and litestar mean: for a whole body they say `data`, and name it in the text."""
-    message = str(one.get("message", ""))
-    key = str(one.get("key") or one.get("source") or "body")
-    named = _NAMED.search(message)
-    if named is not None:
-        return FieldError(named["field"] if key == "data" else f"{key}.{named['field']}", message)
-    return FieldError("body" if key == "data" else key, message)
-
-
-def _what(error: HTTPException, errors: list[FieldError]) -> str:
-    if errors:
-        return "; ".join(f"{one.field}: {one.message}" for one in errors)
-    cause = error.__cause__
-    return f"is not JSON: {cause}" if isinstance(cause, msgspec.MsgspecError | ValueError) else error.detail
 
 
 HANDLERS: Final[dict[int | type[Exception], Any]] = {

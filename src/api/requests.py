@@ -15,9 +15,6 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
-from litestar.exceptions import InternalServerException
-from litestar.exceptions.http_exceptions import RequestEntityTooLarge
-from litestar.types import Empty
 from msgspec import Struct
 
 from api.auth import Tokens, Unauthorized
@@ -38,6 +35,7 @@ _MERGE_PATCH: Final = "application/merge-patch+json"
 _KEY: Final = re.compile(r'^"(?P<quoted>[^"\\]{1,255})"$|^(?P<bare>[\x21\x23-\x7e]{1,255})$')
 # The two below take time in proportion to what they read, whatever it is: an unclosed string ends with the body.
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
+_NAMED: Final = re.compile(r"(?:unknown|missing required) field `(?P<field>[^`]*)`")
 _ETAG: Final = re.compile(r'(?P<weak>W/)?"(?P<value>[^"]*)"\s*(?:,|$)')
 
 
@@ -57,10 +55,27 @@ ApiRequest = Request[Actor, Any, State]
 T = TypeVar("T", bound=Struct)
 
 
+class Answer(Struct, frozen=True):
+    """A finished answer: what litestar's own responses would find out about it is known already."""
+
+    headers: dict[str, str]
+    body: bytes = b""
+    status: int = 200
+
+    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+        """Send it (ASGI)."""
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        if self.body:
+            headers.append((b"content-type", b"application/json"))
+        if self.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(self.body)))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
+
+
 async def before_command(request: ApiRequest) -> Response[bytes] | None:
-    """Who asks, and whether the body may be read."""
+    """Who asks."""
     await _authenticate(request)
-    await _check_body(request)
     return None
 
 
@@ -78,10 +93,15 @@ def installation(request: ApiRequest) -> Installation:
     return served
 
 
+def header(request: ApiRequest, name: bytes) -> str | None:
+    """A header, its name in lower case; litestar's own way builds a mapping of all of them."""
+    value: bytes | None = request.scope["state"]["headers"].get(name)
+    return None if value is None else value.decode("latin-1")
+
+
 def asked(request: ApiRequest) -> Asked:
     """The circumstances of a command. Raises InvalidRequest, Problem 428."""
-    headers = request.headers
-    if_match = headers.get("if-match")
+    if_match = header(request, b"if-match")
     if (
         if_match is None
         and installation(request).settings.require_if_match
@@ -90,30 +110,30 @@ def asked(request: ApiRequest) -> Asked:
         raise Problem("precondition-required", "Send If-Match with the ETag of the ticket as you last saw it.")
     return Asked(
         actor=request.user,
-        key=_idempotency_key(headers.get("idempotency-key")),
+        key=_idempotency_key(header(request, b"idempotency-key")),
         if_match=versions(if_match),
         ip_address=client_address(request),
         request_id=request.scope["state"].get("request_id"),
     )
 
 
-def versions(header: str | None) -> frozenset[int] | None:
+def versions(if_match: str | None) -> frozenset[int] | None:
     """The versions that an If-Match names; None for all. Weak tags match nothing (RFC 9110, 13.1.1)."""
-    if header is None or header.strip() == "*":
+    if if_match is None or if_match.strip() == "*":
         return None
     return frozenset(
         int(tag["value"])
-        for tag in _ETAG.finditer(header)
+        for tag in _ETAG.finditer(if_match)
         if not tag["weak"] and tag["value"].isascii() and tag["value"].isdigit() and len(tag["value"]) < 10
     )
 
 
 def not_modified(request: ApiRequest, etag: str) -> bool:
     """Whether If-None-Match says that the client has this already (weak comparison, RFC 9110, 13.1.2)."""
-    header = request.headers.get("if-none-match")
-    if header is None:
+    known = header(request, b"if-none-match")
+    if known is None:
         return False
-    return header.strip() == "*" or any(f'"{tag["value"]}"' == etag for tag in _ETAG.finditer(header))
+    return known.strip() == "*" or any(f'"{tag["value"]}"' == etag for tag in _ETAG.finditer(known))
 
 
 def client_address(request: ApiRequest) -> str | None:
@@ -123,7 +143,7 @@ def client_address(request: ApiRequest) -> str | None:
     proxies = installation(request).settings.proxies
     if not proxies or address is None or not _within(address, proxies):
         return address
-    forwarded = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
+    forwarded = [part.strip() for part in (header(request, b"x-forwarded-for") or "").split(",") if part.strip()]
     for hop in reversed(forwarded):
         try:
             trusted = _within(hop, proxies)
@@ -142,58 +162,88 @@ def _within(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool
 
 async def _authenticate(request: ApiRequest) -> None:
     served = installation(request)
-    sent = request.headers.getall("authorization", [])
-    if len(sent) > 1:
+    if [name for name, _ in request.scope["headers"]].count(b"authorization") > 1:
         raise Unauthorized("Send one Authorization header.")
-    actor = served.tokens.actor(sent[0] if sent else None)
+    actor = served.tokens.actor(header(request, b"authorization"))
     await served.people.saw(
         actor, request_id=request.scope["state"].get("request_id"), ip_address=client_address(request)
     )
     request.scope["user"] = actor
 
 
-def _idempotency_key(header: str | None) -> str | None:
-    if header is None:
+def _idempotency_key(sent: str | None) -> str | None:
+    if sent is None:
         return None
-    found = _KEY.match(header.strip())
+    found = _KEY.match(sent.strip())
     if found is None:
         raise InvalidRequest("Idempotency-Key", "must be 1 to 255 visible ASCII characters, bare or in double quotes")
     return found["quoted"] or found["bare"]
 
 
-async def _check_body(request: ApiRequest) -> None:
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    data = request.route_handler.parsed_fn_signature.parameters.get("data")
-    wanted = data is not None
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if has_body:
-        accepted = (_JSON, _MERGE_PATCH) if request.method == "PATCH" else (_JSON,)
-        if kind not in accepted:
-            raise Problem(
-                "unsupported-media-type",
-                f"The body must be {' or '.join(accepted)}, not {kind or 'of no kind'}.",
-            )
-    body = await _body(request)
-    if not wanted and body.strip():
-        raise InvalidRequest("body", "this command takes no body")
-    if data is not None and not body.strip() and data.default is Empty:
-        raise InvalidRequest("body", "a JSON object is required")
-    check_json(body)
-
-
-async def _body(request: ApiRequest) -> bytes:
-    """The body; one over the limit is first read to its end, because who is still sending hears no answer."""
+async def body(request: ApiRequest, kind: type[T], *, default: T | None = None) -> T:
+    """The body as a Struct; `default` is what no body means. Raises InvalidRequest, naming the field, and Problem."""
+    raw = await _read(request)
+    if not raw.strip():
+        if default is None:
+            raise InvalidRequest("body", "a JSON object is required")
+        return default
+    accepted = (_JSON, _MERGE_PATCH) if request.method == "PATCH" else (_JSON,)
+    _check_kind(request, accepted)
+    check_json(raw)
     try:
-        return await request.body()
-    except RequestEntityTooLarge:
-        rest = _LONGEST_ENDING
-        while rest > 0 and (event := await request.receive())["type"] == "http.request":
-            rest -= len(event["body"])
-            if not event["more_body"]:
-                break
-        raise
-    except InternalServerException:
-        raise InvalidRequest("body", "the connection ended before it did") from None
+        decoded: T = _decoder(kind).decode(raw)
+    except msgspec.ValidationError as error:
+        field, message = _wrong(error)
+        raise InvalidRequest(field or "body", message) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest("body", f"is not JSON: {error}") from None
+    return decoded
+
+
+async def no_body(request: ApiRequest) -> None:
+    """See to it that there is none. Raises InvalidRequest and Problem."""
+    if (await _read(request)).strip():
+        _check_kind(request, (_JSON,))
+        raise InvalidRequest("body", "this command takes no body")
+
+
+def _check_kind(request: ApiRequest, accepted: Sequence[str]) -> None:
+    kind = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
+    if kind not in accepted:
+        raise Problem(
+            "unsupported-media-type", f"The body must be {' or '.join(accepted)}, not {kind or 'of no kind'}."
+        )
+
+
+async def _read(request: ApiRequest) -> bytes:
+    """The body; one over the limit is first read to its end, because who is still sending hears no answer."""
+    limit = installation(request).settings.max_body_bytes
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more and size <= limit + _LONGEST_ENDING:
+        event: Any = await request.receive()
+        if event["type"] == "http.disconnect":
+            raise InvalidRequest("body", "the connection ended before it did")
+        size += len(event["body"])
+        if size <= limit:
+            chunks.append(event["body"])
+        more = event["more_body"]
+    if size > limit:
+        raise Problem("content-too-large", f"The body may be {limit:,} bytes long, not more.")
+    return b"".join(chunks)
+
+
+@cache
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(kind)
+
+
+def _wrong(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Which field msgspec finds wrong, empty where it is the whole, and what is wrong with it."""
+    message, _, path = str(error).partition(" - at `$")
+    named = _NAMED.search(message)
+    field = path.rstrip("`") + (f".{named['field']}" if named is not None else "")
+    return field.removeprefix("."), message
 
 
 def check_json(body: bytes) -> None:
@@ -250,11 +300,14 @@ def query(request: ApiRequest, kind: type[T]) -> T:
     try:
         found = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise InvalidRequest(re.split(r"[`\[]", path)[0] or "query", message) from None
+        field, message = _wrong(error)
+        raise InvalidRequest(field.partition("[")[0] or "query", message) from None
     for name, value in values.items():
-        if isinstance(moment := getattr(found, name), datetime):
-            _check_moment(name, value, moment)
+        meant = getattr(found, name)
+        if isinstance(meant, datetime):
+            _check_moment(name, value, meant)
+        elif type(meant) is int and not (value.isascii() and value.isdigit()):  # msgspec also takes 1e3 for one
+            raise InvalidRequest(name, "must be a whole number")
     return found
 
 
@@ -277,15 +330,15 @@ def _fields(kind: type[Struct]) -> dict[str, bool]:
 async def _wait_until_fresh(request: ApiRequest) -> None:
     served = installation(request)
     timeout = served.settings.freshness_timeout_ms / 1000
-    header = request.headers.get("ledger-position")
-    if header is None:
+    wanted = header(request, b"ledger-position")
+    if wanted is None:
         # What this process knows of should be seen, but an answer that says how old it is beats none.
         await served.freshness.wait_for(served.ledger.newest, timeout)
         return
-    if not (header.isascii() and header.isdigit() and len(header) < 19):
+    if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 19):
         raise InvalidRequest("Ledger-Position", "must be a position, as an earlier answer gave it")
-    if not await served.freshness.wait_for(int(header), timeout):
+    if not await served.freshness.wait_for(int(wanted), timeout):
         raise Problem(
             "not-fresh-yet",
-            f"The read models are at {served.freshness.projected}; you asked for {header}, {timeout:g} s ago.",
+            f"The read models are at {served.freshness.projected}; you asked for {wanted}, {timeout:g} s ago.",
         )

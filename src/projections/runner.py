@@ -35,6 +35,11 @@ PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, 
 CHANNEL: Final = "projected"
 """Where the position that all projections have reached is told."""
 
+_BUSY: Final = 16
+_GATHERING_S: Final = 0.02
+"""Where so many facts came at once, more are on their way: waiting a moment makes fewer and larger batches of them,
+at half the cost a fact. Where little happens, nobody waits."""
+
 LEADER: Final = 0x70726F6A65637473  # "projects", as the number of an advisory lock
 
 _log: Final = structlog.get_logger(__name__)
@@ -213,8 +218,11 @@ class Runner:
         fold = Fold(connection)
         while not self._stopping:
             self._wake.clear()
-            if not await catch_up(connection, fold, self._batch_size, self._projected):
+            taken = await catch_up(connection, fold, self._batch_size, self._projected)
+            if not taken:
                 await self._sleep()
+            elif _BUSY <= taken < self._batch_size:
+                await asyncio.sleep(_GATHERING_S)
 
     async def _sleep(self) -> None:
         try:
@@ -293,9 +301,11 @@ async def _take_in(connection: Connection, fold: Fold, batch_size: int, projecte
         await park(connection, given_up)
         last = batch[-1].position
         await connection.execute(
-            "update read_model.checkpoints set position = $1, updated_at = now() where position < $1", last
+            """update read_model.checkpoints set position = $1, updated_at = now() where position < $1
+               returning pg_notify($2, $1::text)""",
+            last,
+            CHANNEL,
         )
-        await connection.execute("select pg_notify($1, $2)", CHANNEL, str(last))
     projected(last)
     _log.debug("runner.batch", facts=len(batch), position=last, seconds=round(monotonic() - began, 4))
     return len(batch)

@@ -78,9 +78,10 @@ class Handler:
         `ticket_id` is None for Create alone. Raises the refusals of commands.py, VersionMismatch,
         IdempotencyKeyReused, TooContended, and what Ledger.append raises.
         """
-        fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, command))).digest()
-        command_id = uuid7() if asked.key is None else uuid5(_KEYS, f"{asked.actor.id}:{asked.key}")
+        command_id, fingerprint = uuid7(), b""
         if asked.key is not None:
+            command_id = uuid5(_KEYS, f"{asked.actor.id}:{asked.key}")
+            fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, command))).digest()
             first = await self._ledger.outcome(command_id)
             if first is not None:
                 return await self._again(first, fingerprint)

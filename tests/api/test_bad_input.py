@@ -245,6 +245,8 @@ BAD_QUERIES: dict[str, tuple[str, str]] = {
     "page 2^63": ("?page=9223372036854775808", "page"),
     "page huge": ("?page=1" + "0" * 4_000, "page"),
     "page infinite": ("?page=1e400", "page"),
+    "page with an exponent": ("?page=1e3", "page"),
+    "page with a sign": ("?page=%2B1", "page"),
     "page twice": ("?page=1&page=2", "page"),
     "page size 0": ("?page_size=0", "page_size"),
     "page size 101": ("?page_size=101", "page_size"),

@@ -196,8 +196,10 @@ def test_every_header_that_matters_is_documented(document: dict[str, Any], name:
     if operation.method == "get":
         assert headers >= {"Ledger-Position"}
         assert not headers & {"Idempotency-Key", "If-Match"}
+        assert ("If-None-Match" in headers) == ("304" in operation.said["responses"]) == (name == "getTicket")
     else:
         assert headers >= {"Idempotency-Key", "If-Match", "Prefer"}
+        assert ("204" in operation.said["responses"]) == (name != "createTicket")
 
 
 @pytest.mark.parametrize("name", QUERIES)

@@ -8,12 +8,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from litestar import Response, delete, patch, post, put
-from litestar.response.base import ASGIResponse
 from msgspec import Struct
 
 from api.openapi import answers
 from api.problems import InvalidRequest
-from api.requests import ApiRequest, asked, before_command, installation
+from api.requests import Answer, ApiRequest, asked, before_command, body, header, installation, no_body
 from projections.tickets import TicketView, document
 from tickets.commands import Assign, ChangeStatus, Command, Create, Delete, Edit, Restore
 from tickets.lifecycle import Status
@@ -52,6 +51,18 @@ class Reopening(Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Reason
 
 
+BODIES: Final[dict[str, type[Struct]]] = {
+    "createTicket": Create,
+    "replaceTicket": WholeTicket,
+    "editTicket": Edit,
+    "assignTicket": Assign,
+    "changeStatus": ChangeStatus,
+    "resolveTicket": Resolution,
+    "closeTicket": Closing,
+    "reopenTicket": Reopening,
+}
+"""The body of each operation that has one."""
+
 _COMMAND: Final[dict[str, Any]] = {
     "before_request": before_command,
     "security": [{"bearer": []}],
@@ -66,21 +77,21 @@ async def _handled(request: ApiRequest, command: Command, ticket_id: UUID | None
     headers = {"ETag": f'"{answer.ticket.version}"', "Ledger-Position": str(answer.position)}
     if answer.replayed:
         headers["Idempotency-Replayed"] = "true"
-    if "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower():
+    if "return=minimal" in (header(request, b"prefer") or "").replace(" ", "").lower():
         headers["Preference-Applied"] = "return=minimal"
     return answer.ticket, headers
 
 
-async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200) -> ASGIResponse:
+async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200) -> Answer:
     """Have the command handled, and answer with the ticket after it."""
     ticket, headers = await _handled(request, command, ticket_id)
     if status == 201:
         headers["Location"] = f"{installation(request).settings.api_v1_prefix}/tickets/{ticket.id}"
     if "Preference-Applied" in headers:
-        return ASGIResponse(status_code=201 if status == 201 else 204, headers=headers)
+        return Answer(headers, status=201 if status == 201 else 204)
     # As of the ticket's own time, so that the same command has the same answer whenever it is asked again.
     body = document(ticket, ticket.updated_at)
-    return ASGIResponse(body=body, status_code=status, media_type="application/json", headers=headers)
+    return Answer(headers, body, status)
 
 
 @post(
@@ -90,14 +101,15 @@ async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, sta
     responses=answers(201, TicketView, "The new ticket."),
     **_COMMAND,
 )
-async def create_ticket(request: ApiRequest, data: Create) -> ASGIResponse:
+async def create_ticket(request: ApiRequest) -> Answer:
     """Ask for something. Staff may ask on somebody's behalf, by `requester_id`."""
-    return await _do(request, data, None, 201)
+    return await _do(request, await body(request, Create), None, 201)
 
 
 @put("/tickets/{ticket_id:uuid}", operation_id="replaceTicket", responses=_TICKET, **_COMMAND)
-async def replace_ticket(request: ApiRequest, ticket_id: UUID, data: WholeTicket) -> ASGIResponse:
+async def replace_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Put all editable fields anew. An optional field that is not there is cleared."""
+    data = await body(request, WholeTicket)
     command = Edit(
         title=data.title,
         description=data.description,
@@ -111,9 +123,9 @@ async def replace_ticket(request: ApiRequest, ticket_id: UUID, data: WholeTicket
 
 
 @patch("/tickets/{ticket_id:uuid}", operation_id="editTicket", responses=_TICKET, **_COMMAND)
-async def edit_ticket(request: ApiRequest, ticket_id: UUID, data: Edit) -> ASGIResponse:
+async def edit_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Put some editable fields anew (RFC 7396): null clears an optional one, what is not there stays."""
-    return await _do(request, data, ticket_id)
+    return await _do(request, await body(request, Edit), ticket_id)
 
 
 @delete(
@@ -125,6 +137,7 @@ async def edit_ticket(request: ApiRequest, ticket_id: UUID, data: Edit) -> ASGIR
 )
 async def delete_ticket(request: ApiRequest, ticket_id: UUID) -> Response[None]:
     """Take a ticket out of sight."""
+    await no_body(request)
     _, headers = await _handled(request, Delete(), ticket_id)
     return Response(None, status_code=204, headers=headers)
 
@@ -136,20 +149,22 @@ async def delete_ticket(request: ApiRequest, ticket_id: UUID) -> Response[None]:
     responses=_TICKET,
     **_COMMAND,
 )
-async def restore_ticket(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
+async def restore_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Bring a deleted ticket back."""
+    await no_body(request)
     return await _do(request, Restore(), ticket_id)
 
 
 @put("/tickets/{ticket_id:uuid}/assign", operation_id="assignTicket", responses=_TICKET, **_COMMAND)
-async def assign_ticket(request: ApiRequest, ticket_id: UUID, data: Assign) -> ASGIResponse:
+async def assign_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Pass responsibility to a person, a team or both; null takes it away. Opens a NEW ticket."""
-    return await _do(request, data, ticket_id)
+    return await _do(request, await body(request, Assign), ticket_id)
 
 
 @patch("/tickets/{ticket_id:uuid}/status", operation_id="changeStatus", responses=_TICKET, **_COMMAND)
-async def change_status(request: ApiRequest, ticket_id: UUID, data: ChangeStatus) -> ASGIResponse:
+async def change_status(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Take a step of the workflow. To RESOLVED, `reason` is the resolution and required."""
+    data = await body(request, ChangeStatus)
     if data.status is Status.RESOLVED and data.reason is None:
         raise InvalidRequest("reason", "is required to resolve: it is the resolution")
     return await _do(request, data, ticket_id)
@@ -162,8 +177,9 @@ async def change_status(request: ApiRequest, ticket_id: UUID, data: ChangeStatus
     responses=_TICKET,
     **_COMMAND,
 )
-async def resolve_ticket(request: ApiRequest, ticket_id: UUID, data: Resolution) -> ASGIResponse:
+async def resolve_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Say what was done."""
+    data = await body(request, Resolution)
     return await _do(request, ChangeStatus(status=Status.RESOLVED, reason=data.resolution_notes), ticket_id)
 
 
@@ -174,9 +190,10 @@ async def resolve_ticket(request: ApiRequest, ticket_id: UUID, data: Resolution)
     responses=_TICKET,
     **_COMMAND,
 )
-async def close_ticket(request: ApiRequest, ticket_id: UUID, data: Closing | None = None) -> ASGIResponse:
+async def close_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """End a resolved ticket. The body may be left out."""
-    return await _do(request, ChangeStatus(status=Status.CLOSED, reason=data.reason if data else None), ticket_id)
+    data = await body(request, Closing, default=Closing())
+    return await _do(request, ChangeStatus(status=Status.CLOSED, reason=data.reason), ticket_id)
 
 
 @post(
@@ -186,8 +203,9 @@ async def close_ticket(request: ApiRequest, ticket_id: UUID, data: Closing | Non
     responses=_TICKET,
     **_COMMAND,
 )
-async def reopen_ticket(request: ApiRequest, ticket_id: UUID, data: Reopening) -> ASGIResponse:
+async def reopen_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Say that it is not over; a closed ticket only within the reopen window."""
+    data = await body(request, Reopening)
     return await _do(request, ChangeStatus(status=Status.REOPENED, reason=data.reason), ticket_id)
 
 

@@ -10,12 +10,11 @@ from uuid import UUID
 
 import msgspec
 from litestar import get
-from litestar.response.base import ASGIResponse
 from msgspec import Meta, Struct
 
 from api.openapi import answers
 from api.problems import InvalidRequest
-from api.requests import ApiRequest, before_query, installation, not_modified, query
+from api.requests import Answer, ApiRequest, before_query, installation, not_modified, query
 from projections import history, tickets
 from projections.history import Action, Entry
 from projections.tickets import Filter, Sort, TicketView
@@ -144,7 +143,7 @@ _encode: Final = msgspec.json.Encoder().encode
     responses=answers(200, TicketList, "A page of the tickets that fit."),
     **_QUERY,
 )
-async def list_tickets(request: ApiRequest) -> ASGIResponse:
+async def list_tickets(request: ApiRequest) -> Answer:
     """The tickets that the caller may see and that fit every filter; a repeated filter means any of them."""
     wanted = query(request, ListQuery)
     if wanted.page is not None and wanted.cursor is not None:
@@ -193,7 +192,7 @@ async def list_tickets(request: ApiRequest) -> ASGIResponse:
     responses=answers(200, TicketView, "The ticket."),
     **_QUERY,
 )
-async def get_ticket(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
+async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """A ticket as it is, or as it was: at a version, or at a time."""
     served, wanted = installation(request), query(request, TicketQuery)
     position = served.freshness.projected
@@ -217,7 +216,7 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
     responses=answers(200, History, "A page of entries."),
     **_QUERY,
 )
-async def get_history(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
+async def get_history(request: ApiRequest, ticket_id: UUID) -> Answer:
     """The audit trail: who changed what, when, from where and why."""
     served, wanted = installation(request), query(request, HistoryQuery)
     position = served.freshness.projected
@@ -246,7 +245,7 @@ async def get_history(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
     responses=answers(200, Transitions, "The steps from here."),
     **_QUERY,
 )
-async def get_transitions(request: ApiRequest, ticket_id: UUID) -> ASGIResponse:
+async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Each step that the workflow has from here: whether the caller may take it, and if not why."""
     query(request, NoQuery)
     served = installation(request)
@@ -287,14 +286,14 @@ def _person(assignee_id: str | None, actor: Actor) -> UUID | None:
         raise InvalidRequest("assignee_id", "must be a person's id, me or none") from None
 
 
-def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> ASGIResponse:
+def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> Answer:
     etag = f'"{version}"'
     if not_modified(request, etag):
-        return ASGIResponse(status_code=304, headers={"ETag": etag, "Ledger-Position": str(position)})
+        return Answer({"ETag": etag, "Ledger-Position": str(position)}, status=304)
     return _json(body, position, {"ETag": etag})
 
 
-def _list(request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int) -> ASGIResponse:
+def _list(request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int) -> Answer:
     body = b'{"items":[%b],%b' % (b",".join(documents), _encode(about)[1:])
     return _json(body, position, _links(request, about))
 
@@ -309,9 +308,5 @@ def _links(request: ApiRequest, about: dict[str, Any]) -> dict[str, str]:
     return {"Link": ", ".join(links)}
 
 
-def _json(body: bytes, position: int, headers: dict[str, str]) -> ASGIResponse:
-    return ASGIResponse(
-        body=body,
-        media_type="application/json",
-        headers={**headers, "Ledger-Position": str(position), "Cache-Control": "private, no-cache"},
-    )
+def _json(body: bytes, position: int, headers: dict[str, str]) -> Answer:
+    return Answer({**headers, "Ledger-Position": str(position), "Cache-Control": "private, no-cache"}, body)
