@@ -192,7 +192,7 @@ grant usage on sequence ledger.ticket_numbers to tickets_service;
 create schema if not exists read_model authorization tickets_service;
 comment on schema read_model is 'Projections of the ledger, shaped like the answers that the API gives.';
 create schema if not exists rebuild authorization tickets_service;
-comment on schema rebuild is 'Where a rebuild makes its tables before they are swapped in; empty at other times.';
+comment on schema rebuild is 'Where a rebuild makes its tables before they are swapped in; what is here at other times, a killed one left, and the next removes.';
 
 set local role tickets_service;
 

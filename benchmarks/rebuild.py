@@ -46,10 +46,10 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
             await _check(connection)
             await bench.server.settle()
             scanned = await _scan(reader, facts)
-            rebuilt = await _rebuild(connection, reader, swap=True)
+            rebuilt = await _rebuild(dsn, swap=True)
             await _check(connection)
             await bench.server.settle()
-            checked = await _rebuild(connection, reader, swap=False)
+            checked = await _rebuild(dsn, swap=False)
             verified = await _verify(connection, facts)
             yield {
                 "facts": facts,
@@ -78,9 +78,9 @@ async def _catch_up(dsn: str, facts: int) -> float:
     return took
 
 
-async def _rebuild(connection: Connection, reader: Connection, *, swap: bool) -> float:
+async def _rebuild(dsn: str, *, swap: bool) -> float:
     started = perf_counter()
-    compared = [step async for step in rebuild(connection, reader, swap=swap) if isinstance(step, Compared)]
+    compared = [step async for step in rebuild(dsn, swap=swap) if isinstance(step, Compared)]
     took = perf_counter() - started
     assert [one.projection for one in compared] == list(PROJECTIONS)
     assert all(one.clean for one in compared), compared

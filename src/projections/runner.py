@@ -85,6 +85,8 @@ class Fold:
         first: dict[UUID, int] = {}
         for raw in batch:
             first.setdefault(raw.stream_id, raw.version)
+            if raw.version == 1:
+                self._tickets.pop(raw.stream_id, None)  # where a batch is taken in again
         missing = {
             stream: version - 1
             for stream, version in first.items()
@@ -256,49 +258,17 @@ async def catch_up(
     batch_size: int,
     projected: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Take in the next facts; returns how many there were. `projected` is told how far all have come.
-
-    Where the database refuses a row, the batch is halved until the fact is alone, and its stream is parked.
-    """
-    while True:
-        try:
-            return await _take_in(connection, fold, batch_size, projected)
-        except REFUSED as error:
-            if batch_size == 1:
-                raise
-            _log.warning("runner.refused", error=repr(error), facts=batch_size)
-            batch_size //= 2
-            fold.forget()
-
-
-async def _take_in(connection: Connection, fold: Fold, batch_size: int, projected: Callable[[int], None]) -> int:
+    """Take in the next facts; returns how many there were. `projected` is told how far all have come."""
     async with connection.transaction():
         # The lock on the checkpoints is what a rebuild takes to swap its tables in.
         checkpoints = await checkpoints_of(connection, lock=True)
         start = min(one.notification_id for one in checkpoints)
-        found = await connection.fetch(
-            """select position, stream_id, version, topic, recorded_at, metadata, state
-               from ledger.events where position > $1 order by position limit $2""",
-            start,
-            batch_size,
-        )
-        if not found:
+        batch = await next_facts(connection, start, 2**63 - 1, batch_size)
+        if not batch:
             projected(start)
             return 0
         began = monotonic()
-        batch = [Raw(*row) for row in found]
-        await fold.prepare(batch)
-        parked = {
-            (row[0], row[1]) for row in await connection.fetch("select projection, stream_id from read_model.parked")
-        }
-        positions = {one.application_name: one.notification_id for one in checkpoints}
-        rows, given_up = rows_of(batch, fold, positions, parked)
-        for name, new in rows.items():
-            if len(batch) > 1:
-                await write(connection, PROJECTIONS[name], new)
-            else:
-                given_up += await _write_or_give_up(connection, name, new, batch[0])
-        await park(connection, given_up)
+        await take_in(connection, batch, fold, {one.application_name: one.notification_id for one in checkpoints})
         last = batch[-1].position
         await connection.execute(
             """update read_model.checkpoints set position = $1, updated_at = now() where position < $1
@@ -311,14 +281,46 @@ async def _take_in(connection: Connection, fold: Fold, batch_size: int, projecte
     return len(batch)
 
 
-async def _write_or_give_up(connection: Connection, name: str, rows: Sequence[Row], raw: Raw) -> list[Parked]:
-    """Write the rows of one fact, or if the database refuses them, give its stream up."""
+async def next_facts(connection: Connection, after: int, upto: int, limit: int) -> list[Raw]:
+    """The next facts of the ledger, up to and including the position `upto`."""
+    rows = await connection.fetch(
+        """select position, stream_id, version, topic, recorded_at, metadata, state
+           from ledger.events where position > $1 and position <= $2 order by position limit $3""",
+        after,
+        upto,
+        limit,
+    )
+    return [Raw(*row) for row in rows]
+
+
+async def take_in(
+    connection: Connection, batch: Sequence[Raw], fold: Fold, positions: Mapping[str, int], schema: str = LIVE
+) -> None:
+    """Write what a batch of facts makes for each of the projections in `positions`, within a transaction.
+
+    Where the database refuses a row, the batch is halved until the fact is alone, and its stream is parked.
+    """
+    await fold.prepare(batch)
+    parked = {(row[0], row[1]) for row in await connection.fetch(f"select projection, stream_id from {schema}.parked")}
+    rows, given_up = rows_of(batch, fold, positions, parked)
     try:
         async with connection.transaction():
-            await write(connection, PROJECTIONS[name], rows)
+            for name, new in rows.items():
+                await write(connection, PROJECTIONS[name], new, schema)
+            await park(connection, given_up, schema)
     except REFUSED as error:
-        return [(name, raw.stream_id, raw.position, f"{raw.topic}: {error!r}")]
-    return []
+        fold.forget()
+        if len(batch) > 1:
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                await take_in(connection, half, fold, positions, schema)
+        elif len(positions) > 1:
+            for name, position in positions.items():
+                await take_in(connection, batch, fold, {name: position}, schema)
+        else:
+            (name,) = positions
+            await park(
+                connection, [(name, batch[0].stream_id, batch[0].position, f"{batch[0].topic}: {error!r}")], schema
+            )
 
 
 async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[Tracking]:

@@ -1,14 +1,17 @@
 """Making read models anew on a real database: the same to the byte, drift found and mended, nobody held up."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
-from projections import history, people, tickets
+from projections import beside, history, people, tickets
 from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
 from projections.runner import PROJECTIONS
 from projections.status import read_status
@@ -21,22 +24,13 @@ from tests.projections.test_runner import (
     dump,
     level,
     live,
+    refused,
     running,
     store,
 )
 from tests.tickets.test_ledger import assigned, created
-from tickets.connections import Connection, connect
+from tickets.connections import Connection
 from tickets.ledger import Ledger
-
-
-@asynccontextmanager
-async def two_connections(dsn: str) -> AsyncIterator[tuple[Connection, Connection]]:
-    connection, reader = await connect(dsn), await connect(dsn)
-    try:
-        yield connection, reader
-    finally:
-        await connection.close()
-        await reader.close()
 
 
 async def caught_up(ledger: Ledger, owner: Connection, dsn: str, count: int = 9) -> list[UUID]:
@@ -100,8 +94,7 @@ async def test_read_models_that_are_empty_can_be_rebuilt(owner: Connection, dsn:
 async def test_it_says_how_far_it_is_and_then_what_it_found(ledger: Ledger, owner: Connection, dsn: str) -> None:
     await caught_up(ledger, owner, dsn)
     head = await ledger.head()
-    async with two_connections(dsn) as (connection, reader):
-        steps = [step async for step in rebuild(connection, reader, swap=False)]
+    steps = [step async for step in rebuild(dsn, swap=False)]
     assert steps[0] == Progress(facts=head, of=head)
     assert [(one.projection, one.position) for one in steps[1:] if isinstance(one, Compared)] == [
         (name, head) for name in PROJECTIONS
@@ -171,13 +164,12 @@ async def test_a_name_that_is_none_is_refused_before_anything_is_done(owner: Con
 
 async def test_one_at_a_time(ledger: Ledger, owner: Connection, dsn: str) -> None:
     await caught_up(ledger, owner, dsn, 2)
-    async with two_connections(dsn) as (connection, reader):
-        steps = rebuild(connection, reader, swap=False)
-        await anext(steps)
-        with pytest.raises(AlreadyRunning):
-            await compared(dsn)
-        async for _ in steps:
-            pass
+    steps = rebuild(dsn, swap=False)
+    await anext(steps)
+    with pytest.raises(AlreadyRunning):
+        await compared(dsn)
+    async for _ in steps:
+        pass
     assert all(one.clean for one in await compared(dsn))
 
 
@@ -234,40 +226,102 @@ async def test_reads_and_writes_go_on_while_everything_is_rebuilt(ledger: Ledger
 
 async def test_what_came_while_it_was_being_made_is_in_it(ledger: Ledger, owner: Connection, dsn: str) -> None:
     await caught_up(ledger, owner, dsn)
-    async with two_connections(dsn) as (connection, reader), running(ledger, dsn):
-        async for step in rebuild(connection, reader):
+    async with running(ledger, dsn):
+        async for step in rebuild(dsn):
             if isinstance(step, Compared) and step.projection == "tickets":
                 await live(ledger, 9)
                 await eventually(lambda: level(owner))
     await assert_all_is_as_it_should_be(dsn, owner)
 
 
-async def test_nothing_is_left_behind_however_it_ends(ledger: Ledger, owner: Connection, dsn: str) -> None:
+async def test_nothing_is_left_behind_when_it_is_given_up(ledger: Ledger, owner: Connection, dsn: str) -> None:
     await caught_up(ledger, owner, dsn, 3)
     rows = await dump(owner)
     await compared(dsn)
     assert await left_beside(owner) == []
+    steps = rebuild(dsn)
+    await anext(steps)
+    await steps.aclose()
+    assert await left_beside(owner) == []
+    assert all(one.clean for one in await compared(dsn, swap=True))
+    assert await dump(owner) == rows
 
-    async with two_connections(dsn) as (connection, reader):
-        steps = rebuild(connection, reader)
-        await anext(steps)
-        await steps.aclose()
-        assert await left_beside(owner) == [], "given up half-way"
 
-    async with two_connections(dsn) as (connection, reader):
-        steps = rebuild(connection, reader)
-        await anext(steps)
-        connection.terminate()
-        with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresConnectionError)):
-            await anext(steps)
+async def test_what_a_killed_one_left_is_in_nobodys_way(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn, 3)
+    rows = await dump(owner)
+    steps = rebuild(dsn)
+    await anext(steps)
+    await owner.execute(
+        """select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
+           and database = (select oid from pg_database where datname = current_database())"""
+    )
+    with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError)):
+        async for _ in steps:
+            pass
+    assert await left_beside(owner) != []
+    assert all(one.clean for one in await compared(dsn, swap=True))
+    assert await left_beside(owner) == []
+    assert await dump(owner) == rows
 
-    async def its_session_is_gone() -> bool:
-        left: int = await owner.fetchval("""select count(*) from pg_locks where locktype = 'advisory' and granted
-                 and database = (select oid from pg_database where datname = current_database())""")
-        return left == 0
 
-    await eventually(its_session_is_gone)
-    assert await left_beside(owner) == [], "killed half-way"
+# ------------------------------------------------------------------------------------------ several processes
+
+
+async def test_several_processes_make_the_same(
+    ledger: Ledger, owner: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await caught_up(ledger, owner, dsn, 30)
+    rows, head = await dump(owner), await ledger.head()
+    monkeypatch.setattr(beside, "_FACTS_A_RANGE", 20)
+    ranges = await beside.ranges_of(owner)
+    assert len(ranges) > 3
+    assert sum(one.facts for one in ranges) == head
+    assert all(one.last < following.first for one, following in pairwise(ranges))
+    steps = [step async for step in rebuild(dsn, workers=2)]
+    assert [step.facts for step in steps if isinstance(step, Progress)][-1] == head
+    assert all(step.clean for step in steps if isinstance(step, Compared))
+    assert await dump(owner) == rows
+
+
+async def test_its_processes_end_with_it_when_it_is_killed(
+    ledger: Ledger, owner: Connection, dsn: str, tmp_path: Path
+) -> None:
+    await caught_up(ledger, owner, dsn, 30)
+    rows = await dump(owner)
+    script = tmp_path / "rebuilding.py"
+    script.write_text(
+        f"""
+import asyncio, os
+from projections import beside
+from projections.rebuild import rebuild
+beside._FACTS_A_RANGE = 5
+
+async def main():
+    async for _ in rebuild({dsn!r}, workers=2):
+        print(os.getpid(), flush=True)
+        await asyncio.sleep(60)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.kill()
+    await process.wait()
+
+    async def nobody_is_left() -> bool:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    await eventually(nobody_is_left)
     assert all(one.clean for one in await compared(dsn, swap=True))
     assert await dump(owner) == rows
 
@@ -306,3 +360,24 @@ async def test_a_stream_that_can_be_digested_by_now_is_parked_no_longer(
     assert (await read_status(owner)).parked == []
     assert await tickets.find(ledger.pool, stream) is not None
     await assert_all_is_as_it_should_be(dsn, owner)
+
+
+@pytest.mark.parametrize("facts_a_range", [1, 10_000])
+async def test_a_row_that_the_database_refuses_parks_its_stream_as_the_runner_does(
+    ledger: Ledger, owner: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, facts_a_range: int
+) -> None:
+    first = uuid4()
+    await store(owner, first, 1, created(first, number="TKT-1"))
+    for what in refused(first):
+        stream = uuid4()
+        await store(owner, stream, 1, refused(stream)[what])
+        await store(owner, stream, 2, assigned(stream, 2))
+    await store(owner, first, 2, replace(assigned(first, 2), team="a\0b"))
+    await caught_up(ledger, owner, dsn)
+    before = await dump(owner)
+    assert len(before["parked"]) > len(refused(first))
+    monkeypatch.setattr(beside, "_FACTS_A_RANGE", facts_a_range)
+    assert all(one.clean for one in await compared(dsn, swap=True))
+    after = await dump(owner)
+    assert [row[:3] for row in after.pop("parked")] == [row[:3] for row in before.pop("parked")]
+    assert after == before

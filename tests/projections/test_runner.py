@@ -90,13 +90,7 @@ async def dump(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
 
 async def compared(dsn: str, *, names: Sequence[str] = (), swap: bool = False) -> list[Compared]:
     """What a rebuild, or without `swap` a check, finds."""
-    connection, reader = await connect(dsn), await connect(dsn)
-    try:
-        steps = [step async for step in rebuild(connection, reader, names, swap=swap)]
-    finally:
-        await connection.close()
-        await reader.close()
-    return [step for step in steps if isinstance(step, Compared)]
+    return [step async for step in rebuild(dsn, names, swap=swap) if isinstance(step, Compared)]
 
 
 async def assert_all_is_as_it_should_be(dsn: str, owner: Connection) -> None:

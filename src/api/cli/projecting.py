@@ -47,39 +47,46 @@ def status(*, as_json: bool) -> None:
     sys.exit(1 if seen.parked else 0)
 
 
+_WORKERS: Final = click.option(
+    "--workers", type=click.IntRange(1, 64), help="How many processes make them; by default one a core."
+)
+
+
 @projections.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
+@_WORKERS
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def rebuild(*, names: tuple[str, ...], as_json: bool) -> None:
+def rebuild(*, names: tuple[str, ...], workers: int | None, as_json: bool) -> None:
     """Make read models anew beside the live ones and swap them in; reads and writes go on meanwhile."""
-    _made_anew(names, swap=True, as_json=as_json)
+    _made_anew(names, swap=True, workers=workers, as_json=as_json)
 
 
 @projections.command()
+@_WORKERS
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def check(*, as_json: bool) -> None:
+def check(*, workers: int | None, as_json: bool) -> None:
     """Hold every read model against the ledger; exit 1 if one is not what follows from it."""
-    _made_anew((), swap=False, as_json=as_json)
+    _made_anew((), swap=False, workers=workers, as_json=as_json)
 
 
-def _made_anew(names: tuple[str, ...], *, swap: bool, as_json: bool) -> None:
+def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_json: bool) -> None:
     started = datetime.now(UTC)
 
     async def making(dsn: str) -> tuple[list[rebuilding.Compared], int]:
         facts, compared = 0, []
-        connection, reader = await connect(dsn), await connect(dsn)
+        connection = await connect(dsn)
         try:
-            await catch_up(dsn, await connection.fetchval("select position from ledger.head"))
-            with progress("rebuilding" if swap else "checking") as told:
-                async for step in rebuilding.rebuild(connection, reader, names, swap=swap):
-                    if isinstance(step, rebuilding.Progress):
-                        facts = step.facts
-                        told(step.facts, step.of)
-                    else:
-                        compared.append(step)
+            head = await connection.fetchval("select position from ledger.head")
         finally:
             await connection.close()
-            await reader.close()
+        await catch_up(dsn, head)
+        with progress("rebuilding" if swap else "checking") as told:
+            async for step in rebuilding.rebuild(dsn, names, swap=swap, workers=workers):
+                if isinstance(step, rebuilding.Progress):
+                    facts = step.facts
+                    told(step.facts, step.of)
+                else:
+                    compared.append(step)
         return compared, facts
 
     try:
