@@ -22,7 +22,7 @@ from msgspec import Struct
 from projections.projection import BESIDE, LIVE, Projection, Row, Step
 from projections.runner import INDIGESTIBLE, PROJECTIONS, Parked, park, step_of
 from tickets.connections import Connection, connect
-from tickets.ledger import Raw
+from tickets.ledger import Raw, read_streams
 
 _FACTS_A_RANGE: Final = 10_000
 _TIMEOUT_S: Final = 30.0
@@ -101,14 +101,8 @@ def _fill_range_here(dsn: str, names: Sequence[str], upto: int, wanted: Range) -
 async def _fill_range(dsn: str, names: Sequence[str], upto: int, wanted: Range) -> int:
     connection = await connect(dsn, timeout=_TIMEOUT_S)
     try:
-        found = await connection.fetch(
-            """select position, stream_id, version, topic, recorded_at, metadata, state from ledger.events
-               where stream_id between $1 and $2 and position <= $3 order by stream_id, version""",
-            wanted.first,
-            wanted.last,
-            upto,
-        )
-        rows, given_up = _rows_of_streams([Raw(*row) for row in found], {name: PROJECTIONS[name] for name in names})
+        found = await read_streams(connection, wanted.first, wanted.last, upto=upto)
+        rows, given_up = _rows_of_streams(found, {name: PROJECTIONS[name] for name in names})
         async with connection.transaction():
             await connection.execute("set local synchronous_commit = off")  # lost with the server, it is made again
             for name, new in rows.items():

@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from projections.beside import create_tables, drop_tables, fill, ranges_of
 from projections.projection import BESIDE, LIVE, Projection
-from projections.runner import PROJECTIONS, REFUSED, Fold, checkpoints_of, next_facts, take_in
+from projections.runner import PROJECTIONS, REFUSED, Fold, checkpoints_of, take_in
 from tickets.connections import Connection, connect
+from tickets.ledger import read
 
 _CHUNK: Final = 5_000
 _TURN: Final = 0x72656275696C64  # "rebuild", as the number of an advisory lock
@@ -210,7 +211,7 @@ async def _follow(connection: Connection, wanted: dict[str, Projection], positio
     if upto is None:
         upto = min((await _positions(connection, wanted)).values())
     fold = Fold(connection)
-    while batch := await next_facts(connection, position, upto, _CHUNK):
+    while batch := await read(connection, position, _CHUNK, upto=upto):
         await take_in(connection, batch, fold, dict.fromkeys(wanted, position), BESIDE)
         position = batch[-1].position
     return position

@@ -26,7 +26,7 @@ from projections.tickets import TICKETS
 from tickets import mapper
 from tickets.connections import CONNECTION_LOST, POISONED, Connection
 from tickets.events import Fact, PersonSeen, TicketEvent
-from tickets.ledger import Ledger, Raw
+from tickets.ledger import Ledger, Raw, read
 from tickets.ticket import Ticket, evolve
 
 PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, PEOPLE)}
@@ -263,7 +263,7 @@ async def catch_up(
         # The lock on the checkpoints is what a rebuild takes to swap its tables in.
         checkpoints = await checkpoints_of(connection, lock=True)
         start = min(one.notification_id for one in checkpoints)
-        batch = await next_facts(connection, start, 2**63 - 1, batch_size)
+        batch = await read(connection, start, batch_size)
         if not batch:
             projected(start)
             return 0
@@ -279,18 +279,6 @@ async def catch_up(
     projected(last)
     _log.debug("runner.batch", facts=len(batch), position=last, seconds=round(monotonic() - began, 4))
     return len(batch)
-
-
-async def next_facts(connection: Connection, after: int, upto: int, limit: int) -> list[Raw]:
-    """The next facts of the ledger, up to and including the position `upto`."""
-    rows = await connection.fetch(
-        """select position, stream_id, version, topic, recorded_at, metadata, state
-           from ledger.events where position > $1 and position <= $2 order by position limit $3""",
-        after,
-        upto,
-        limit,
-    )
-    return [Raw(*row) for row in rows]
 
 
 async def take_in(

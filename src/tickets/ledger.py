@@ -15,7 +15,7 @@ import asyncpg
 from msgspec import Struct
 
 from tickets import mapper
-from tickets.connections import Pool, connect, service_settings
+from tickets.connections import Connection, Pool, connect, service_settings
 from tickets.events import Fact
 from tickets.writer import Append, Outcome, Writer
 
@@ -39,6 +39,30 @@ class Raw(Struct, frozen=True, gc=False):
     recorded_at: datetime
     metadata: bytes
     state: bytes
+
+
+async def read(source: Pool | Connection, after: int, limit: int, *, upto: int = 2**63 - 1) -> list[Raw]:
+    """Up to `limit` facts of all streams in the order of the ledger, from after `after` up to and including `upto`."""
+    rows = await source.fetch(
+        """select position, stream_id, version, topic, recorded_at, metadata, state from ledger.events
+           where position > $1 and position <= $2 order by position limit $3""",
+        after,
+        upto,
+        limit,
+    )
+    return [Raw(*row) for row in rows]
+
+
+async def read_streams(source: Pool | Connection, first: UUID, last: UUID, *, upto: int) -> list[Raw]:
+    """All facts up to the position `upto` of the streams between these two, stream by stream."""
+    rows = await source.fetch(
+        """select position, stream_id, version, topic, recorded_at, metadata, state from ledger.events
+           where stream_id between $1 and $2 and position <= $3 order by stream_id, version""",
+        first,
+        last,
+        upto,
+    )
+    return [Raw(*row) for row in rows]
 
 
 async def _nothing_to_reset(_connection: object) -> None:
@@ -184,13 +208,7 @@ class Ledger:
 
     async def read(self, after: int, limit: int) -> list[Raw]:
         """Up to `limit` facts of all streams in the order of the ledger, from the position `after` on."""
-        rows = await self.pool.fetch(
-            """select position, stream_id, version, topic, recorded_at, metadata, state
-               from ledger.events where position > $1 order by position limit $2""",
-            after,
-            limit,
-        )
-        return [Raw(*row) for row in rows]
+        return await read(self.pool, after, limit)
 
     async def outcome(self, command_id: UUID) -> Outcome | None:
         """What became of a command, if it was ever accepted."""

@@ -6,19 +6,12 @@ Outside the API's prefix and without a token. Deliberately absent: anything abou
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, get
+from litestar import Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api.problems import PROBLEMS
-from api.requests import Installation
+from api.problems import PROBLEMS, AnyRequest
+from api.requests import Installation, installation
 from tickets.errors import NotFound
-
-AnyRequest = Request[Any, Any, Any]
-
-
-def _installation(request: AnyRequest) -> Installation:
-    served: Installation = request.scope["state"]["installation"]
-    return served
 
 
 def _health(served: Installation) -> dict[str, Any]:
@@ -40,13 +33,13 @@ def _health(served: Installation) -> dict[str, Any]:
 @get("/health", operation_id="health", tags=["System"])
 async def health(request: AnyRequest) -> Response[bytes]:
     """Whether the process is alive, and how it is: always 200 as long as it can answer."""
-    return Response(msgspec.json.encode(_health(_installation(request))), media_type="application/json")
+    return Response(msgspec.json.encode(_health(installation(request))), media_type="application/json")
 
 
 @get("/ready", operation_id="ready", tags=["System"])
 async def ready(request: AnyRequest) -> Response[bytes]:
     """Whether to send requests here: 503 while the database is away."""
-    told = _health(_installation(request))
+    told = _health(installation(request))
     status = 200 if told["status"] == "ok" else 503
     headers = {} if status == 200 else {"Retry-After": "1"}
     return Response(msgspec.json.encode(told), status_code=status, media_type="application/json", headers=headers)
