@@ -11,7 +11,7 @@ COPY src ./src
 RUN /app/.venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin tickets \
+RUN useradd --uid 10001 --home-dir /app --shell /usr/sbin/nologin tickets \
  && mkdir -p /var/lib/tickets/uploads \
  && chown -R tickets:tickets /var/lib/tickets
 WORKDIR /app

@@ -20,6 +20,8 @@ create table if not exists ledger.schema_applied (
   sha256     bytea not null,
   applied_at timestamptz not null default now()
 );
+alter table ledger.schema_applied add column if not exists read_models bytea;
+comment on column ledger.schema_applied.read_models is 'SHA-256 of the part about the read models: of another shape, they are dropped and made anew.';
 comment on table ledger.schema_applied is 'Which schema.sql this database has, so that a start need not apply it again.';
 
 create table if not exists ledger.events (
@@ -76,6 +78,15 @@ create table if not exists ledger.head (
 );
 comment on table ledger.head is 'The one row that every append locks: the newest position and the newest seal.';
 insert into ledger.head (position, seal) values (0, decode(repeat('00', 32), 'hex')) on conflict do nothing;
+
+create table if not exists ledger.snapshots (
+  stream_id uuid primary key,
+  version   integer not null,
+  made_by   bytea not null,
+  state     bytea not null
+);
+comment on table ledger.snapshots is 'Tickets with long lives as they were some facts ago. Not part of the record: empty it at any time.';
+comment on column ledger.snapshots.made_by is 'SHA-256 of the code that folded it; other code does not look at it.';
 
 create sequence if not exists ledger.ticket_numbers;
 comment on sequence ledger.ticket_numbers is 'The running part of a ticket''s number. Unique; a refused creation leaves a gap.';
@@ -184,6 +195,7 @@ comment on function ledger.append is 'Group commit: decides, numbers, stores and
 grant select, insert on ledger.events, ledger.commands, ledger.seals to tickets_service;
 grant select on ledger.schema_applied to tickets_service;
 grant select, update on ledger.head to tickets_service;
+grant select, insert, update on ledger.snapshots to tickets_service;
 grant usage on sequence ledger.ticket_numbers to tickets_service;
 
 -- ----------------------------------------------------------------------------------------- the read models
@@ -234,6 +246,7 @@ create table if not exists read_model.tickets (
   resolution_breach_at timestamptz,
   breach_at            timestamptz,
   deleted              boolean not null,
+  internal_comments    integer not null,
   doc                  bytea not null
 );
 comment on table read_model.tickets is 'Each ticket as it is now. doc is the answer; the columns beside it only filter and sort.';
@@ -241,7 +254,8 @@ comment on column read_model.tickets.status_rank is 'The status as its place in 
 comment on column read_model.tickets.response_breach_at is 'The response counts as late from then on, if nothing happens; null if it was in time.';
 comment on column read_model.tickets.resolution_breach_at is 'The resolution counts as late from then on, if nothing happens; null if it was in time or the clock stands.';
 comment on column read_model.tickets.breach_at is 'The earlier of the two.';
-comment on column read_model.tickets.doc is 'The ticket as the API shows it, JSON, with the two breach flags false; a query sets them by the clock.';
+comment on column read_model.tickets.internal_comments is 'How many comments only staff may see; doc counts the others.';
+comment on column read_model.tickets.doc is 'The ticket as the API shows it, JSON, with the two breach flags false; a query sets them by the clock, and counts for staff.';
 create index if not exists tickets_by_creation on read_model.tickets (created_at, ticket_id) where not deleted;
 create index if not exists tickets_by_update on read_model.tickets (updated_at, ticket_id) where not deleted;
 create index if not exists tickets_by_priority on read_model.tickets (priority, ticket_id) where not deleted;
@@ -261,11 +275,60 @@ create table if not exists read_model.history (
   position  bigint primary key,
   ticket_id uuid not null,
   action    text not null,
+  internal  boolean not null,
   entry     bytea not null
 );
 comment on table read_model.history is 'The audit trail: an entry for each fact about a ticket, with the difference that it made.';
+comment on column read_model.history.internal is 'Whether only staff may know of it.';
 comment on column read_model.history.entry is 'The entry as the API shows it, JSON.';
 create index if not exists history_of_ticket on read_model.history (ticket_id, position);
+
+create table if not exists read_model.comments (
+  comment_id uuid primary key,
+  ticket_id  uuid not null,
+  position   bigint not null,
+  created_at timestamptz not null,
+  internal   boolean not null,
+  deleted    boolean not null,
+  doc        bytea not null
+);
+comment on table read_model.comments is 'What was said of tickets, and a line by the system for each change of status.';
+comment on column read_model.comments.internal is 'Whether only staff may know of it.';
+comment on column read_model.comments.doc is 'The comment as the API shows it, JSON; empty once deleted.';
+create index if not exists comments_of_ticket on read_model.comments (ticket_id, created_at, comment_id) where not deleted;
+
+do $$ begin
+  create type read_model.texts_row as (
+    text_id uuid, ticket_id uuid, "position" bigint, internal boolean, title text, said text
+  );
+exception when duplicate_object then
+  null;
+end $$;
+comment on type read_model.texts_row is 'What a projection writes into texts; the words follow from it.';
+create table if not exists read_model.texts (
+  text_id      uuid primary key,
+  ticket_id    uuid not null,
+  position     bigint not null,
+  internal     boolean not null,
+  title        text not null,
+  said         text not null,
+  words        tsvector generated always as
+                 (setweight(to_tsvector('english', title), 'A') || setweight(to_tsvector('english', said), 'C')) stored
+);
+comment on table read_model.texts is 'What can be searched: a ticket''s own text and each comment, a row each.';
+comment on column read_model.texts.internal is 'Whether only staff may find it.';
+comment on column read_model.texts.said is 'The text as it is now; empty once deleted.';
+create index if not exists texts_by_words on read_model.texts using gin (words);
+create index if not exists texts_of_ticket on read_model.texts (ticket_id);
+
+create or replace function read_model.texts_expected(query tsquery) returns bigint language plpgsql as $$
+declare
+  plan json;
+begin
+  execute format('explain (format json) select from read_model.texts where words @@ %L::tsquery', query) into plan;
+  return plan->0->'Plan'->>'Plan Rows';
+end $$;
+comment on function read_model.texts_expected is 'How many texts have these words, as the planner expects, without looking.';
 
 create table if not exists read_model.people (
   person_id uuid primary key,

@@ -22,7 +22,7 @@ from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
-from api.commands.tickets import BODIES, COMMAND_ROUTES
+from api.commands import BODIES, COMMAND_ROUTES
 from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
 from api.queries.system import explain_problem, health, metrics, ready

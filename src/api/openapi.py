@@ -64,6 +64,17 @@ _TICKET: Final[dict[str, Any]] = {
     "closed_at": None,
 }
 
+_COMMENT: Final[dict[str, Any]] = {
+    "id": "01a20a5b-0d1e-7a30-8c31-0fb0f6b4fb10",
+    "ticket_id": _TICKET["id"],
+    "body": "It began after the upgrade",
+    "internal": True,
+    "system": False,
+    "author": {"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"},
+    "created_at": "2026-11-23T21:41:00.125Z",
+    "edited_at": None,
+}
+
 _BODY_EXAMPLES: Final[dict[str, Any]] = {
     "createTicket": {
         "title": "Production server down",
@@ -89,6 +100,8 @@ _BODY_EXAMPLES: Final[dict[str, Any]] = {
     "resolveTicket": {"resolution_notes": "Restarted the proxy and raised its limits"},
     "closeTicket": {"reason": "Confirmed by the requester"},
     "reopenTicket": {"reason": "It is down again"},
+    "addComment": {"body": "It began after the upgrade", "internal": True},
+    "editComment": {"body": "It began after the upgrade at 21:10"},
 }
 """An example of each command's body, by operation."""
 
@@ -118,6 +131,15 @@ _ANSWERS: Final[dict[str, Any]] = {
                 "metadata": {"request_id": "5c0de"},
             }
         ],
+        "page": 1,
+        "page_size": 20,
+        "total": 1,
+        "total_is_exact": True,
+        "next_cursor": None,
+    },
+    "CommentView": _COMMENT,
+    "CommentList": {
+        "items": [_COMMENT],
         "page": 1,
         "page_size": 20,
         "total": 1,

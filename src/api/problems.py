@@ -14,7 +14,7 @@ from litestar.exceptions import HTTPException
 from msgspec import Struct
 
 from api.auth import Unauthorized
-from projections.tickets import BadCursor
+from projections.cursors import BadCursor
 from tickets.connections import CONNECTION_LOST
 from tickets.errors import (
     Forbidden,

@@ -130,16 +130,23 @@ def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tupl
                 break
         for name, one in wanted.items():
             try:
-                rows[name] += _newest(one, steps) if one.newest_only else chain.from_iterable(map(one.rows, steps))
+                rows[name] += _newest(one, steps)
             except Exception:  # noqa: BLE001 - the stream is gone through again, fact by fact, to park it at the one
                 made, error_at = _until_error(one, steps)
-                rows[name] += made[-1:] if one.newest_only else made
+                rows[name] += _standing(one, made)
                 given_up.append((name, stream_id, *error_at))
     return rows, given_up
 
 
 def _newest(one: Projection, steps: list[Step]) -> Sequence[Row]:
-    return next((rows for step in reversed(steps) if (rows := one.rows(step))), ())
+    if one.one_a_stream:
+        return next((rows for step in reversed(steps) if (rows := one.rows(step))), ())
+    return _standing(one, list(chain.from_iterable(map(one.rows, steps))))
+
+
+def _standing(one: Projection, rows: list[Row]) -> list[Row]:
+    """Those rows of a stream that no later one replaces."""
+    return list({row[0]: row for row in rows}.values()) if one.newest_only else rows
 
 
 def _until_error(one: Projection, steps: list[Step]) -> tuple[list[Row], tuple[int, str]]:

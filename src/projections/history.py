@@ -20,6 +20,10 @@ from tickets.events import (
     Assigned,
     By,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
+    CommentFact,
     Created,
     Deleted,
     DueDatesMoved,
@@ -71,6 +75,9 @@ ACTIONS: Final[dict[type[Fact], Action]] = {
     Reopened: Action.REOPENED,
     Deleted: Action.DELETED,
     Restored: Action.RESTORED,
+    CommentAdded: Action.COMMENT_ADDED,
+    CommentEdited: Action.COMMENT_EDITED,
+    CommentDeleted: Action.COMMENT_DELETED,
 }
 """The action of each fact about a ticket."""
 
@@ -141,12 +148,16 @@ def changes(before: Ticket | None, after: Ticket) -> list[Change]:
 
 def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) -> Entry:
     """The line of the audit trail for one fact."""
-    about = envelope.metadata
+    about, different = envelope.metadata, changes(before, after)
     metadata: dict[str, Any] = {}
     if about.request_id is not None:
         metadata["request_id"] = about.request_id
     if about.source is not None:
         metadata["source"] = about.source
+    if isinstance(fact, CommentFact):
+        metadata |= {"comment_id": fact.comment_id, "internal": fact.internal}
+        old = None if isinstance(fact, CommentAdded) else fact.previous
+        different.append(Change("comment", old, None if isinstance(fact, CommentDeleted) else fact.body))
     return Entry(
         position=envelope.position,
         version=fact.originator_version,
@@ -155,7 +166,7 @@ def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) 
         ip_address=about.ip_address,
         occurred_at=fact.timestamp,
         recorded_at=envelope.recorded_at,
-        changes=changes(before, after),
+        changes=different,
         reason=getattr(fact, "reason", None),
         command_id=about.command_id,
         metadata=metadata,
@@ -169,12 +180,13 @@ def _rows(step: Step) -> Sequence[Row]:
     if step.after is None:
         return ()
     line = entry(step.fact, step.envelope, step.before, step.after)
-    return ((line.position, step.after.id, line.action, _encode(line)),)
+    internal = isinstance(step.fact, CommentFact) and step.fact.internal
+    return ((line.position, step.after.id, line.action, internal, _encode(line)),)
 
 
 HISTORY: Final = Projection(
     name="history",
-    columns=("position", "ticket_id", "action", "entry"),
+    columns=("position", "ticket_id", "action", "internal", "entry"),
     rows=_rows,
     newest_only=False,
 )
@@ -192,28 +204,31 @@ async def read(
     pool: Pool,
     ticket_id: UUID,
     *,
+    internal: bool,
     actions: Sequence[Action] = (),
     after: int = 0,
     page_size: int = 20,
     offset: int = 0,
 ) -> HistoryPage:
-    """A page of a ticket's audit trail, from the position `after` on."""
+    """A page of a ticket's audit trail, from the position `after` on, with what only staff may know or without."""
     wanted = list(actions) or list(Action)
     rows = await pool.fetch(
         """select position, entry from read_model.history
-           where ticket_id = $1 and action = any($2::text[]) and position > $3
-           order by position limit $4 offset $5""",
+           where ticket_id = $1 and action = any($2::text[]) and position > $3 and (not internal or $4)
+           order by position limit $5 offset $6""",
         ticket_id,
         wanted,
         after,
+        internal,
         page_size + 1,
         offset,
     )
     total: int = await pool.fetchval(
         """select count(*) from (select from read_model.history
-           where ticket_id = $1 and action = any($2::text[]) limit 10001) h""",
+           where ticket_id = $1 and action = any($2::text[]) and (not internal or $3) limit 10001) h""",
         ticket_id,
         wanted,
+        internal,
     )
     more = len(rows) > page_size
     rows = rows[:page_size]

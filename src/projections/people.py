@@ -22,6 +22,7 @@ PEOPLE: Final = Projection(
     columns=("person_id", "username", "role", "teams", "position"),
     rows=_rows,
     newest_only=True,
+    one_a_stream=True,
 )
 
 

@@ -46,13 +46,17 @@ class Projection(Struct, frozen=True):
     """A read model: which rows a step makes, and where they go.
 
     Rows are in the order of the table's `columns`, the key first. With `newest_only`, a row replaces the
-    one that was there unless that one is of a later position; otherwise rows are only ever added.
+    one that was there unless that one is of a later position; otherwise rows are only ever added. With
+    `one_a_stream`, what a stream's newest step makes is all that stands of it.
     """
 
     name: str
     columns: tuple[str, ...]
     rows: Callable[[Step], Sequence[Row]]
     newest_only: bool
+    one_a_stream: bool = False
+    row_type: str | None = None
+    """The type of a row where it is not that of the table, because the table adds columns of its own."""
 
     @property
     def key(self) -> str:
@@ -74,6 +78,7 @@ async def write(connection: Connection, projection: Projection, rows: Sequence[R
         updates = ", ".join(f"{column} = excluded.{column}" for column in projection.columns[1:])
         conflict = f"on conflict ({projection.key}) do update set {updates} where t.position < excluded.position"
     await connection.execute(
-        f"insert into {table} as t select * from unnest($1::{table}[]) {conflict}",
+        f"insert into {table} as t ({', '.join(projection.columns)}) "
+        f"select * from unnest($1::{projection.row_type or table}[]) {conflict}",
         rows,
     )

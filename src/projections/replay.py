@@ -39,7 +39,7 @@ async def replay(
         ticket = after
     if ticket is None or (version is not None and ticket.version != version):
         return None
-    return Life(view(ticket, as_of or ticket.updated_at), history)
+    return Life(view(ticket, as_of or ticket.updated_at, internal=True), history)
 
 
 async def find_ticket(ledger: Ledger, id_or_number: str) -> UUID | None:

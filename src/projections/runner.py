@@ -19,9 +19,11 @@ import structlog
 from cachetools import LRUCache
 from eventsourcing.persistence import Tracking
 
+from projections.comments import COMMENTS
 from projections.history import HISTORY
 from projections.people import PEOPLE
 from projections.projection import LIVE, Envelope, Projection, Row, Step, decode_metadata, write
+from projections.texts import TEXTS
 from projections.tickets import TICKETS
 from tickets import mapper
 from tickets.connections import CONNECTION_LOST, POISONED, Connection
@@ -29,7 +31,7 @@ from tickets.events import Fact, PersonSeen, TicketEvent
 from tickets.ledger import Ledger, Raw, read
 from tickets.ticket import Ticket, evolve
 
-PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, PEOPLE)}
+PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, COMMENTS, TEXTS, PEOPLE)}
 """All read models, by name."""
 
 CHANNEL: Final = "projected"

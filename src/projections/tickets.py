@@ -5,9 +5,8 @@ depends on the moment of asking, so the moment from which on it is kept beside, 
 flag. Deliberately absent: who may see what; the edge says that by what it asks for.
 """
 
-import base64
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -15,7 +14,9 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
+from projections.cursors import BadCursor, Moment, cursor_after, read_cursor
 from projections.projection import Projection, Row, Step
+from projections.texts import LOOKED_AT, is_common, snippets
 from tickets.connections import Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority, breach_at
@@ -66,8 +67,11 @@ class TicketView(Struct, frozen=True, gc=False):
     closed_at: datetime | None
 
 
-def view(ticket: Ticket, at: datetime | None = None) -> TicketView:
-    """The ticket as it is shown, its breaches as of `at`; without it, as if none were."""
+def view(ticket: Ticket, at: datetime | None = None, *, internal: bool = False) -> TicketView:
+    """The ticket as it is shown, its breaches as of `at`; without it, as if none were.
+
+    Internal comments count with `internal` only.
+    """
     response, resolution = _breaches(ticket)
     return TicketView(
         id=ticket.id,
@@ -93,7 +97,7 @@ def view(ticket: Ticket, at: datetime | None = None) -> TicketView:
             response_breached=at is not None and response is not None and response < at,
             resolution_breached=at is not None and resolution is not None and resolution < at,
         ),
-        comment_count=0,
+        comment_count=ticket.public_comments + ticket.internal_comments * internal,
         attachment_count=0,
         reopen_count=ticket.reopen_count,
         deleted=ticket.deleted,
@@ -104,9 +108,9 @@ def view(ticket: Ticket, at: datetime | None = None) -> TicketView:
     )
 
 
-def document(ticket: Ticket, at: datetime | None = None) -> bytes:
+def document(ticket: Ticket, at: datetime | None = None, *, internal: bool = False) -> bytes:
     """`view` as JSON."""
-    return _encode(view(ticket, at))
+    return _encode(view(ticket, at, internal=internal))
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -147,6 +151,7 @@ def _rows(step: Step) -> Sequence[Row]:
             resolution,
             min((moment for moment in (response, resolution) if moment is not None), default=None),
             ticket.deleted,
+            ticket.internal_comments,
             document(ticket),
         ),
     )
@@ -175,10 +180,12 @@ TICKETS: Final = Projection(
         "resolution_breach_at",
         "breach_at",
         "deleted",
+        "internal_comments",
         "doc",
     ),
     rows=_rows,
     newest_only=True,
+    one_a_stream=True,
 )
 
 
@@ -189,6 +196,7 @@ class Sort(StrEnum):
     UPDATED_AT = "updated_at"
     PRIORITY = "priority"
     STATUS = "status"
+    RELEVANCE = "relevance"
 
 
 _COLUMN: Final = {
@@ -196,12 +204,15 @@ _COLUMN: Final = {
     Sort.UPDATED_AT: ("updated_at", "timestamptz"),
     Sort.PRIORITY: ("priority", "text"),
     Sort.STATUS: ("status_rank", "smallint"),
+    Sort.RELEVANCE: ("rank", "float8"),
 }
 
 
 class Filter(Struct, frozen=True, kw_only=True):
     """Which tickets: all that fit every one of these that is set. Deleted ones are in no list."""
 
+    q: str | None = None
+    """What to search for, as websearch_to_tsquery understands it."""
     status: tuple[Status, ...] = ()
     priority: tuple[Priority, ...] = ()
     category: tuple[Category, ...] = ()
@@ -230,10 +241,6 @@ class Page(Struct, frozen=True):
     next_cursor: str | None
 
 
-class BadCursor(Exception):  # noqa: N818 - it says what is bad
-    """The cursor is not one that this list gave out."""
-
-
 class Found(Struct, frozen=True):
     """One ticket, as JSON, with what the edge needs to know of it."""
 
@@ -242,14 +249,15 @@ class Found(Struct, frozen=True):
     requester_id: UUID
 
 
-async def find(pool: Pool, ticket_id: UUID) -> Found | None:
-    """One ticket as it is now, deleted or not."""
+_SHOWN: Final = "doc, response_breach_at < now(), resolution_breach_at < now(), internal_comments"
+
+
+async def find(pool: Pool, ticket_id: UUID, *, internal: bool) -> Found | None:
+    """One ticket as it is now, deleted or not; `internal` is whether internal comments count."""
     row = await pool.fetchrow(
-        """select doc, version, requester_id, response_breach_at < now(), resolution_breach_at < now()
-           from read_model.tickets where ticket_id = $1""",
-        ticket_id,
+        f"select {_SHOWN}, version, requester_id from read_model.tickets where ticket_id = $1", ticket_id
     )
-    return None if row is None else Found(_with_breaches(row[0], row[3], row[4]), row[1], row[2])
+    return None if row is None else Found(_shown(*row[:4], internal=internal), row[4], row[5])
 
 
 async def search(
@@ -264,39 +272,84 @@ async def search(
 ) -> Page:
     """A page of the tickets that fit, ties broken by id. `cursor` goes on after an earlier page.
 
-    Raises BadCursor.
+    By relevance only where there is something to search for. Raises BadCursor.
     """
     column, kind = _COLUMN[sort]
     where, arguments = _where(wanted)
+    source, hits, countable = f"read_model.tickets where {where}", "null::bigint", TOTALS_EXACT_UPTO
+    if wanted.q is not None:
+        arguments.append(wanted.q)
+        if await is_common(pool, wanted.q):
+            source = _asked_one_by_one(where, len(arguments), wanted, ranked=sort is Sort.RELEVANCE)
+            countable = LOOKED_AT
+        else:
+            source, hits = _looked_up(where, len(arguments), wanted), "hits"
     counted = list(arguments)
     after = ""
     if cursor is not None:
-        value, ticket_id = _read_cursor(cursor, sort, descending=descending)
+        of_sort, of_descending, value, ticket_id = read_cursor(cursor, _CURSORS[sort])
+        if (of_sort, of_descending) != (sort, descending):
+            raise BadCursor(f"it belongs to a list sorted by {'-' if of_descending else ''}{of_sort}")
         arguments += [value, ticket_id]
         sign = "<" if descending else ">"
         after = f" and ({column}, ticket_id) {sign} (${len(arguments) - 1}::{kind}, ${len(arguments)}::uuid)"
     order = "desc" if descending else "asc"
     offset = 0 if cursor is not None else (page - 1) * page_size
     rows = await pool.fetch(
-        f"""select doc, response_breach_at < now(), resolution_breach_at < now(), {column}, ticket_id
-            from read_model.tickets where {where}{after}
+        f"""select {_SHOWN}, {column}, ticket_id, {hits}
+            from {source}{after}
             order by {column} {order}, ticket_id {order} limit {page_size + 1} offset {offset}""",
         *arguments,
     )
     more = len(rows) > page_size
     rows = rows[:page_size]
     total = offset + len(rows)
-    if more or cursor is not None or not rows:
+    if rows and rows[0][6] is not None:
+        total = rows[0][6]
+    elif more or cursor is not None or not rows:
         total = await pool.fetchval(
-            f"select count(*) from (select from read_model.tickets where {where} limit {TOTALS_EXACT_UPTO + 1}) t",
+            f"select count(*) from (select from {source} limit {countable + 1}) t",
             *counted,
         )
+    docs = [_shown(*row[:4], internal=wanted.visible_to is None) for row in rows]
+    if wanted.q is not None:
+        found = await snippets(pool, [row[5] for row in rows], wanted.q, internal=wanted.visible_to is None)
+        docs = [
+            b'%b,"highlights":%b}' % (doc[:-1], _encode(found[row[5]])) for doc, row in zip(docs, rows, strict=True)
+        ]
     return Page(
-        docs=[_with_breaches(row[0], row[1], row[2]) for row in rows],
-        total=min(total, TOTALS_EXACT_UPTO),
-        total_is_exact=total <= TOTALS_EXACT_UPTO,
-        next_cursor=_cursor(sort, rows[-1][3], rows[-1][4], descending=descending) if more else None,
+        docs=docs,
+        total=min(total, countable),
+        total_is_exact=total <= countable,
+        next_cursor=cursor_after((sort, descending, rows[-1][4], rows[-1][5])) if more else None,
     )
+
+
+def _looked_up(where: str, q: int, wanted: Filter) -> str:
+    """The tickets with what is searched for, argument number `q`, by their words: all of them ranked and counted."""
+    query, visible = _query(q, wanted)
+    return f"""(with hit as materialized
+                  (select x.ticket_id, max(ts_rank(x.words, {query}))::float8 as rank from read_model.texts x
+                   where x.words @@ {query}{visible} group by x.ticket_id)
+                select t.*, hit.rank, count(*) over () as hits
+                from hit join read_model.tickets t using (ticket_id) where {where}) found
+               where true"""
+
+
+def _asked_one_by_one(where: str, q: int, wanted: Filter, *, ranked: bool) -> str:
+    """What many have: the tickets that fit are asked one after the other; to be ranked, so many of the newest."""
+    query, visible = _query(q, wanted)
+    newest = f"order by created_at desc limit {LOOKED_AT + 1}" if ranked else ""
+    return f"""(select t.*, hit.rank from read_model.tickets t, lateral
+                  (select max(ts_rank(x.words, {query}))::float8 as rank from read_model.texts x
+                   where x.ticket_id = t.ticket_id and x.words @@ {query}{visible}) hit
+                where {where} and hit.rank is not null {newest}) found
+               where true"""
+
+
+def _query(q: int, wanted: Filter) -> tuple[str, str]:
+    visible = "" if wanted.visible_to is None else " and not x.internal"
+    return f"websearch_to_tsquery('english', ${q})", visible
 
 
 def _where(wanted: Filter) -> tuple[str, list[Any]]:
@@ -330,36 +383,33 @@ def _where(wanted: Filter) -> tuple[str, list[Any]]:
     return " and ".join(parts), arguments
 
 
-def _with_breaches(doc: bytes, response: bool | None, resolution: bool | None) -> bytes:  # noqa: FBT001 - columns
-    """Set the flags. Inside a JSON string a quote is escaped, so the names cannot occur in a text."""
+def _shown(
+    doc: bytes,
+    response: bool | None,  # noqa: FBT001 - columns
+    resolution: bool | None,  # noqa: FBT001
+    internal_comments: int,
+    *,
+    internal: bool,
+) -> bytes:
+    """Set what depends on the moment and the reader.
+
+    Inside a JSON string a quote is escaped, so the names cannot occur in a text.
+    """
     if response:
         doc = doc.replace(b'"response_breached":false', b'"response_breached":true', 1)
     if resolution:
         doc = doc.replace(b'"resolution_breached":false', b'"resolution_breached":true', 1)
+    if internal and internal_comments:
+        before, name, after = doc.partition(b'"comment_count":')
+        count, comma, after = after.partition(b",")
+        doc = b"%b%b%d%b%b" % (before, name, int(count) + internal_comments, comma, after)
     return doc
 
 
-def _cursor(sort: Sort, value: Any, ticket_id: UUID, *, descending: bool) -> str:
-    return base64.urlsafe_b64encode(_encode((sort, descending, value, ticket_id))).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str, sort: Sort, *, descending: bool) -> tuple[Any, UUID]:
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        of_sort, of_descending, value, ticket_id = _CURSORS[sort].decode(raw)
-        if isinstance(value, datetime):
-            value = value.astimezone(UTC)
-    except (ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise BadCursor(str(error)) from error
-    if (of_sort, of_descending) != (sort, descending):
-        raise BadCursor(f"it belongs to a list sorted by {'-' if of_descending else ''}{of_sort}")
-    return value, ticket_id
-
-
-_Moment = Annotated[datetime, Meta(tz=True)]
 _CURSORS: Final[dict[Sort, msgspec.json.Decoder[Any]]] = {
-    Sort.CREATED_AT: msgspec.json.Decoder(tuple[Sort, bool, _Moment, UUID]),
-    Sort.UPDATED_AT: msgspec.json.Decoder(tuple[Sort, bool, _Moment, UUID]),
+    Sort.CREATED_AT: msgspec.json.Decoder(tuple[Sort, bool, Moment, UUID]),
+    Sort.UPDATED_AT: msgspec.json.Decoder(tuple[Sort, bool, Moment, UUID]),
     Sort.PRIORITY: msgspec.json.Decoder(tuple[Sort, bool, Priority, UUID]),
+    Sort.RELEVANCE: msgspec.json.Decoder(tuple[Sort, bool, float, UUID]),
     Sort.STATUS: msgspec.json.Decoder(tuple[Sort, bool, Annotated[int, Meta(ge=0, le=32_767)], UUID]),
 }

@@ -26,7 +26,11 @@ from tickets.errors import (
 )
 from tickets.events import (
     Assigned,
+    By,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
     Created,
     Deleted,
     DueDatesMoved,
@@ -40,10 +44,10 @@ from tickets.events import (
     TicketEvent,
 )
 from tickets.lifecycle import TRANSITIONS, Status
-from tickets.permissions import GRANTS, Actor, Assignee, Permission, Role, covers, may_pass_to
+from tickets.permissions import GRANTS, Actor, Assignee, Permission, Role, covers, may_change_comment, may_pass_to
 from tickets.sla import TARGETS, Priority, Target, due
 from tickets.ticket import Ticket, fold
-from tickets.values import Category, Description, Environment, Reason, ServiceName, Tags, TeamName, Title
+from tickets.values import Category, CommentBody, Description, Environment, Reason, ServiceName, Tags, TeamName, Title
 
 T = TypeVar("T")
 
@@ -96,6 +100,26 @@ class ChangeStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     reason: Reason | None = None
 
 
+class AddComment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Say something; internally, only staff will know."""
+
+    body: CommentBody
+    internal: bool = False
+
+
+class EditComment(Struct, frozen=True, kw_only=True):
+    """Put a comment differently."""
+
+    comment_id: UUID
+    body: CommentBody
+
+
+class DeleteComment(Struct, frozen=True, kw_only=True):
+    """Take a comment back."""
+
+    comment_id: UUID
+
+
 class Delete(Struct, frozen=True):
     """Take the ticket out of sight."""
 
@@ -104,7 +128,10 @@ class Restore(Struct, frozen=True):
     """Bring a deleted ticket back."""
 
 
-Command = Create | Edit | Assign | ChangeStatus | Delete | Restore
+Change = Edit | Assign | ChangeStatus | Delete | Restore | AddComment | EditComment | DeleteComment
+"""Everything that can be asked of a ticket that is there."""
+
+Command = Create | Change
 """Everything that can be asked."""
 
 
@@ -140,18 +167,21 @@ def create(
 
 def decide(
     ticket: Ticket | None,
-    command: Edit | Assign | ChangeStatus | Delete | Restore,
+    command: Change,
     *,
     actor: Actor,
     at: datetime,
     policy: Policy,
     assignee: Assignee | None = None,
+    comment_id: UUID | None = None,
+    said: str = "",
     if_match: frozenset[int] | None = None,
 ) -> tuple[TicketEvent, ...]:
     """The facts that follow from the command; none if it changes nothing.
 
-    `assignee` is whoever has the `assignee_id` of an Assign, None if nobody is known to. `if_match` are
-    the versions that the command is meant for, None if for any. Raises NotFound, Forbidden,
+    `assignee` is whoever has the `assignee_id` of an Assign, None if nobody is known to. `comment_id` is
+    the id of a comment that is added, `said` what one that is edited or deleted says now. `if_match` are the
+    versions that the command is meant for, None if for any. Raises NotFound, Forbidden,
     VersionMismatch, TicketDeleted, TicketClosed, IllegalTransition, ReopenWindowOver, UnknownAssignee,
     InvalidCommand.
     """
@@ -162,6 +192,8 @@ def decide(
         raise Forbidden(role=actor.role, permission=permission, what="this ticket")
     if isinstance(command, Assign):
         _refuse_passing_beyond(actor, command, assignee)
+    if isinstance(command, EditComment | DeleteComment):
+        _refuse_others_comments(ticket, command, actor, permission)
     if if_match is not None and ticket.version not in if_match:
         expected = ", ".join(map(str, sorted(if_match))) or "that"
         raise VersionMismatch(current_version=ticket.version, expected_version=expected)
@@ -177,6 +209,16 @@ def decide(
             facts = (Deleted(**_next(ticket, at)),)
         case Restore():
             facts = (Restored(**_next(ticket, at)),) if ticket.deleted else ()
+        case AddComment():
+            assert comment_id is not None  # noqa: S101 - whoever asks for a comment brings the id for it
+            facts = tuple(_comment(ticket, command, at, actor, comment_id))
+        case EditComment():
+            facts = tuple(_edit_comment(ticket, command, at, said))
+        case DeleteComment():
+            internal = ticket.comments[command.comment_id].internal
+            facts = (
+                CommentDeleted(**_next(ticket, at), comment_id=command.comment_id, previous=said, internal=internal),
+            )
         case _:
             assert_never(command)
     return facts + reschedule(ticket, facts, at, policy.targets)
@@ -203,6 +245,12 @@ def permission_for(command: Command) -> Permission:
             return Permission.DELETE
         case Restore():
             return Permission.RESTORE
+        case AddComment():
+            return Permission.COMMENT_INTERNALLY if command.internal else Permission.COMMENT
+        case EditComment():
+            return Permission.EDIT_COMMENT
+        case DeleteComment():
+            return Permission.DELETE_COMMENT
         case _:
             assert_never(command)
 
@@ -263,6 +311,16 @@ def _refuse_passing_beyond(actor: Actor, command: Assign, assignee: Assignee | N
             "anybody but yourself" if actor.role is Role.DEVOPS_ENGINEER else "others than your teams and their members"
         )
         raise Forbidden(role=actor.role, permission="assign", what=f"a ticket to {whom}")
+
+
+def _refuse_others_comments(
+    ticket: Ticket, command: EditComment | DeleteComment, actor: Actor, permission: Permission
+) -> None:
+    comment = ticket.comments.get(command.comment_id)
+    if comment is None or (comment.internal and not actor.is_staff):
+        raise NotFound
+    if not may_change_comment(actor, permission, comment.author.id):
+        raise Forbidden(role=actor.role, permission=permission, what="this ticket that somebody else wrote")
 
 
 def _refuse_if_over(ticket: Ticket, command: Command) -> None:
@@ -340,3 +398,29 @@ def _assign(ticket: Ticket, command: Assign, at: datetime, assignee: Assignee | 
         ahead = 2
     if ticket.status is Status.NEW and (assignee_id is not None or team is not None):
         yield StatusChanged(**_next(ticket, at, ahead), status=Status.OPEN)
+
+
+def _comment(
+    ticket: Ticket, command: AddComment, at: datetime, actor: Actor, comment_id: UUID
+) -> Iterator[TicketEvent]:
+    yield CommentAdded(
+        **_next(ticket, at),
+        comment_id=comment_id,
+        author=By(actor.id, actor.username, actor.role),
+        body=command.body,
+        internal=command.internal,
+    )
+    answers = actor.id == ticket.requester_id and not command.internal
+    if answers and ticket.status is Status.PENDING_INFO:
+        yield StatusChanged(**_next(ticket, at, 2), status=Status.OPEN)
+
+
+def _edit_comment(ticket: Ticket, command: EditComment, at: datetime, said: str) -> Iterator[TicketEvent]:
+    if command.body != said:
+        yield CommentEdited(
+            **_next(ticket, at),
+            comment_id=command.comment_id,
+            body=command.body,
+            previous=said,
+            internal=ticket.comments[command.comment_id].internal,
+        )

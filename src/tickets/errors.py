@@ -22,7 +22,7 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error
 
 
 class NotFound(Refusal):
-    """There is no such ticket, or it is not yours to see."""
+    """There is nothing of that id, or it is not yours to see."""
 
 
 class Forbidden(Refusal):

@@ -150,6 +150,46 @@ class Restored(Event, frozen=True, kw_only=True):
     TOPIC: ClassVar[str] = "ticket.restored.v1"
 
 
+class By(Struct, frozen=True, gc=False):
+    """Who did it, as they were then. An imported person's role is not known."""
+
+    id: UUID
+    username: str | None
+    role: Role | None
+
+
+class CommentAdded(Event, frozen=True, kw_only=True):
+    """Somebody said something. Of an internal comment only staff know."""
+
+    TOPIC: ClassVar[str] = "ticket.comment_added.v1"
+
+    comment_id: UUID
+    author: By
+    body: str
+    internal: bool = False
+
+
+class CommentEdited(Event, frozen=True, kw_only=True):
+    """It was put differently; `previous` is what stood there."""
+
+    TOPIC: ClassVar[str] = "ticket.comment_edited.v1"
+
+    comment_id: UUID
+    body: str
+    previous: str
+    internal: bool = False
+
+
+class CommentDeleted(Event, frozen=True, kw_only=True):
+    """It was taken back; `previous` is what stood there."""
+
+    TOPIC: ClassVar[str] = "ticket.comment_deleted.v1"
+
+    comment_id: UUID
+    previous: str
+    internal: bool = False
+
+
 class PersonSeen(Event, frozen=True, kw_only=True):
     """Somebody came by with a token, or is named in an import. What is not known is None.
 
@@ -177,22 +217,20 @@ TicketEvent = (
     | Reopened
     | Deleted
     | Restored
+    | CommentAdded
+    | CommentEdited
+    | CommentDeleted
 )
 """The facts about tickets."""
+
+CommentFact = CommentAdded | CommentEdited | CommentDeleted
+"""The facts about what was said of a ticket, each of which may be internal."""
 
 Fact = TicketEvent | PersonSeen
 """All facts there are."""
 
 FACTS: Final[tuple[type[Fact], ...]] = get_args(Fact)
 """The class of every topic."""
-
-
-class By(Struct, frozen=True):
-    """Who did it, as they were then. An imported person's role is not known."""
-
-    id: UUID
-    username: str | None
-    role: Role | None
 
 
 class Metadata(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,13 +13,27 @@ from typing import Final, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import msgspec
+import structlog
 from cachetools import LRUCache
 from msgspec import Struct
 from uuid_utils.compat import uuid7
 
-from tickets.commands import Assign, Command, Create, Policy, create, decide
+from tickets import snapshots
+from tickets.commands import (
+    AddComment,
+    Assign,
+    Change,
+    Command,
+    Create,
+    DeleteComment,
+    EditComment,
+    Policy,
+    create,
+    decide,
+)
+from tickets.connections import CONNECTION_LOST
 from tickets.errors import IdempotencyKeyReused, NotFound, Refusal, TooContended, VersionMismatch
-from tickets.events import By, Metadata, TicketEvent
+from tickets.events import By, CommentAdded, CommentEdited, CommentFact, Metadata, TicketEvent
 from tickets.ledger import Ledger
 from tickets.permissions import Actor, Assignee
 from tickets.ticket import Ticket, fold
@@ -27,6 +41,9 @@ from tickets.writer import Append, Outcome
 
 _KEYS: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:idempotency-key")
 _EVENTS_SHOWN: Final = 100
+_FACTS_A_SNAPSHOT: Final = 500
+
+_log: Final = structlog.get_logger(__name__)
 
 FindAssignee = Callable[[UUID], Awaitable[Assignee | None]]
 
@@ -48,6 +65,8 @@ class Answer(Struct, frozen=True):
 
     ticket: Ticket
     position: int
+    facts: tuple[TicketEvent, ...] = ()
+    """What the command added to the ledger."""
     replayed: bool = False
     """Whether this is the answer that was given to the same Idempotency-Key before."""
 
@@ -84,7 +103,7 @@ class Handler:
             fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, command))).digest()
             first = await self._ledger.outcome(command_id)
             if first is not None:
-                return await self._again(first, fingerprint)
+                return await self._again(first, command_id, fingerprint)
         if isinstance(command, Create):
             return await self._create(command, asked, command_id, fingerprint)
         if ticket_id is None:
@@ -93,8 +112,8 @@ class Handler:
 
     async def ticket(self, ticket_id: UUID, *, upto: int | None = None) -> Ticket | None:
         """A ticket read from the ledger, at its newest version or at `upto`."""
-        facts = await self._ledger.facts(ticket_id, upto=upto)
-        return fold(cast("list[TicketEvent]", facts))
+        kept = await snapshots.find(self._ledger.pool, ticket_id, upto=upto)
+        return await self._read_on(ticket_id, kept, upto)
 
     async def _create(self, command: Create, asked: Asked, command_id: UUID, fingerprint: bytes) -> Answer:
         ticket_id, at = uuid7(), datetime.now(UTC)
@@ -106,17 +125,17 @@ class Handler:
             outcome = await self._append(ticket_id, 0, facts, asked, command_id, fingerprint)
             match outcome.verdict:
                 case "appended":
-                    return self._done(facts, None, outcome)
+                    return await self._done(facts, None, outcome)
                 case "duplicate":
-                    return await self._again(outcome, fingerprint)
+                    return await self._again(outcome, command_id, fingerprint)
                 case "conflict":
                     continue  # the same key in the same batch: the next time it is a duplicate
         raise TooContended(attempts=self._attempts)
 
     async def _change(
-        self, command: Command, ticket_id: UUID, asked: Asked, command_id: UUID, fingerprint: bytes
+        self, command: Change, ticket_id: UUID, asked: Asked, command_id: UUID, fingerprint: bytes
     ) -> Answer:
-        assert not isinstance(command, Create)  # noqa: S101 - for the type checker; `handle` saw to it
+        comment_id = uuid7() if isinstance(command, AddComment) else None
         assignee = await self._assignee(command, asked.actor)
         known = self._cache.get(ticket_id)
         fresh = known is None
@@ -124,7 +143,8 @@ class Handler:
         for _ in range(self._attempts):
             at = datetime.now(UTC)
             if before is not None:
-                at = max(at, before.updated_at)  # a stream's time never runs backwards, whoever's clock does
+                at = max(at, before.changed_at)  # a stream's time never runs backwards, whoever's clock does
+            said = await self._said(before, command)
             try:
                 facts = decide(
                     before,
@@ -133,6 +153,8 @@ class Handler:
                     at=at,
                     policy=self.policy,
                     assignee=assignee,
+                    comment_id=comment_id,
+                    said=said,
                     if_match=asked.if_match,
                 )
             except Refusal as refusal:
@@ -141,7 +163,7 @@ class Handler:
                     # is then no refusal.
                     first = None if asked.key is None else await self._ledger.outcome(command_id)
                     if first is not None:
-                        return await self._again(first, fingerprint)
+                        return await self._again(first, command_id, fingerprint)
                     raise await self._explained(refusal, ticket_id, asked) from None
                 before, fresh = await self._refreshed(ticket_id, before), True
                 continue
@@ -154,9 +176,9 @@ class Handler:
             outcome = await self._append(ticket_id, before.version, facts, asked, command_id, fingerprint)
             match outcome.verdict:
                 case "appended":
-                    return self._done(facts, before, outcome)
+                    return await self._done(facts, before, outcome)
                 case "duplicate":
-                    return await self._again(outcome, fingerprint)
+                    return await self._again(outcome, command_id, fingerprint)
                 case "conflict":
                     before, fresh = await self._caught_up(ticket_id, before, outcome.version), True
         raise TooContended(attempts=self._attempts)
@@ -186,20 +208,22 @@ class Handler:
             )
         )
 
-    def _done(self, facts: tuple[TicketEvent, ...], before: Ticket | None, outcome: Outcome) -> Answer:
+    async def _done(self, facts: tuple[TicketEvent, ...], before: Ticket | None, outcome: Outcome) -> Answer:
         ticket = fold(facts, before)
         assert ticket is not None  # noqa: S101 - there is a fact or there was a ticket
         self._remember(ticket)
-        return Answer(ticket, outcome.position)
+        await self._keep_if_worth_it(ticket, before.version if before else 0)
+        return Answer(ticket, outcome.position, facts)
 
-    async def _again(self, first: Outcome, fingerprint: bytes) -> Answer:
+    async def _again(self, first: Outcome, command_id: UUID, fingerprint: bytes) -> Answer:
         """The answer that this command got the first time: the ticket as it was right after it."""
         if first.fingerprint != fingerprint:
             raise IdempotencyKeyReused
         ticket = await self.ticket(first.stream_id, upto=first.version)
         if ticket is None:
             raise NotFound
-        return Answer(ticket, first.position, replayed=True)
+        facts = await self._ledger.facts_of(command_id, first)
+        return Answer(ticket, first.position, cast("tuple[TicketEvent, ...]", facts), replayed=True)
 
     async def _explained(self, refusal: Refusal, ticket_id: UUID, asked: Asked) -> Refusal:
         """The refusal, and if it is that others were first, with what they did."""
@@ -214,8 +238,20 @@ class Handler:
                 "occurred_at": one.fact.timestamp,
             }
             for one in since
+            if asked.actor.is_staff or not (isinstance(one.fact, CommentFact) and one.fact.internal)
         ]
         return VersionMismatch(**refusal.details, events=events)
+
+    async def _said(self, ticket: Ticket | None, command: Change) -> str:
+        """What the comment says that the command is about; that it is not there, `decide` will find out."""
+        if ticket is None or not isinstance(command, EditComment | DeleteComment):
+            return ""
+        comment = ticket.comments.get(command.comment_id)
+        if comment is None:
+            return ""
+        (fact,) = await self._ledger.facts(ticket.id, after=comment.said_at - 1, upto=comment.said_at)
+        assert isinstance(fact, CommentAdded | CommentEdited)  # noqa: S101 - evolve noted where it was said
+        return fact.body
 
     async def _assignee(self, command: Command, actor: Actor) -> Assignee | None:
         if not isinstance(command, Assign) or not isinstance(command.assignee_id, UUID):
@@ -232,11 +268,28 @@ class Handler:
         return await self._refreshed(ticket_id, ticket)
 
     async def _refreshed(self, ticket_id: UUID, ticket: Ticket | None) -> Ticket | None:
-        facts = await self._ledger.facts(ticket_id, after=ticket.version if ticket else 0)
-        ticket = fold(cast("list[TicketEvent]", facts), ticket)
+        """The ticket at its newest version, read on from what is known of it."""
+        ticket = await (self.ticket(ticket_id) if ticket is None else self._read_on(ticket_id, ticket))
         if ticket is not None:
             self._remember(ticket)
         return ticket
+
+    async def _read_on(self, ticket_id: UUID, ticket: Ticket | None, upto: int | None = None) -> Ticket | None:
+        known = ticket.version if ticket else 0
+        facts = await self._ledger.facts(ticket_id, after=known, upto=upto)
+        ticket = fold(cast("list[TicketEvent]", facts), ticket)
+        if ticket is not None:
+            await self._keep_if_worth_it(ticket, known)
+        return ticket
+
+    async def _keep_if_worth_it(self, ticket: Ticket, known: int) -> None:
+        """Keep a snapshot now and then, so that nobody has to read many facts at once."""
+        if ticket.version // _FACTS_A_SNAPSHOT == known // _FACTS_A_SNAPSHOT:
+            return
+        try:
+            await snapshots.keep(self._ledger.pool, ticket)
+        except CONNECTION_LOST as error:  # the command that it came with is done or will say so itself
+            _log.warning("snapshot.not_kept", error=repr(error), ticket_id=str(ticket.id))
 
     def _remember(self, ticket: Ticket) -> None:
         known = self._cache.get(ticket.id)

@@ -171,6 +171,17 @@ class Ledger:
         )
         return mapper.decode_all(rows)
 
+    async def facts_of(self, command_id: UUID, outcome: Outcome) -> tuple[Fact, ...]:
+        """The facts that a command added, whose outcome this was."""
+        rows = await self.pool.fetch(
+            """select topic, state from ledger.events
+               where stream_id = $1 and version between $2 - 20 and $2 and command_id = $3 order by version""",
+            outcome.stream_id,
+            outcome.version,
+            command_id,
+        )
+        return tuple(mapper.decode_all(rows))
+
     async def last(self, stream_id: UUID) -> Fact | None:
         """The newest fact of a stream."""
         row = await self.pool.fetchrow(

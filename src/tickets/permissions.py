@@ -33,6 +33,10 @@ class Permission(StrEnum):
     REOPEN = "reopen"
     DELETE = "delete"
     RESTORE = "restore"
+    COMMENT = "comment on"
+    COMMENT_INTERNALLY = "comment internally on"
+    EDIT_COMMENT = "edit a comment on"
+    DELETE_COMMENT = "delete a comment on"
 
 
 class Scope(StrEnum):
@@ -45,6 +49,8 @@ class Scope(StrEnum):
     """Tickets that the actor is assigned to."""
     SELF = "self"
     """Passing tickets to oneself."""
+    WRITTEN = "written"
+    """Comments that the actor wrote."""
     TEAMS = "own teams and their members"
     """Passing tickets to a team of the actor's, or to somebody who shares a team with the actor."""
 
@@ -70,7 +76,16 @@ class Assignee(Struct, frozen=True, kw_only=True):
     teams: tuple[str, ...] = ()
 
 
+_STAFF_TALK: Final = {
+    Permission.COMMENT: Scope.ALL,
+    Permission.COMMENT_INTERNALLY: Scope.ALL,
+    Permission.EDIT_COMMENT: Scope.WRITTEN,
+    Permission.DELETE_COMMENT: Scope.WRITTEN,
+}
+
 _EVERYTHING_BUT_DELETING: Final = {
+    **_STAFF_TALK,
+    Permission.DELETE_COMMENT: Scope.ALL,
     Permission.CREATE: Scope.ALL,
     Permission.VIEW: Scope.ALL,
     Permission.UPDATE: Scope.ALL,
@@ -85,8 +100,12 @@ GRANTS: Final[dict[Role, dict[Permission, Scope]]] = {
         Permission.VIEW: Scope.OWN,
         Permission.UPDATE: Scope.OWN,
         Permission.REOPEN: Scope.OWN,
+        Permission.COMMENT: Scope.OWN,
+        Permission.EDIT_COMMENT: Scope.WRITTEN,
+        Permission.DELETE_COMMENT: Scope.WRITTEN,
     },
     Role.DEVOPS_ENGINEER: {
+        **_STAFF_TALK,
         Permission.CREATE: Scope.ALL,
         Permission.VIEW: Scope.ALL,
         Permission.UPDATE: Scope.ASSIGNED,
@@ -94,7 +113,11 @@ GRANTS: Final[dict[Role, dict[Permission, Scope]]] = {
         Permission.MOVE: Scope.ASSIGNED,
         Permission.REOPEN: Scope.ASSIGNED,
     },
-    Role.SENIOR_ENGINEER: {**_EVERYTHING_BUT_DELETING, Permission.ASSIGN: Scope.TEAMS},
+    Role.SENIOR_ENGINEER: {
+        **_EVERYTHING_BUT_DELETING,
+        Permission.ASSIGN: Scope.TEAMS,
+        Permission.DELETE_COMMENT: Scope.WRITTEN,
+    },
     Role.TEAM_LEAD: _EVERYTHING_BUT_DELETING,
     Role.MANAGER: _EVERYTHING_BUT_DELETING,
     Role.ADMIN: {
@@ -109,7 +132,8 @@ GRANTS: Final[dict[Role, dict[Permission, Scope]]] = {
 def covers(scope: Scope | None, actor: Actor, *, requester_id: UUID, assignee_id: UUID | None) -> bool:
     """Whether a grant with this scope (None: no grant) reaches a ticket of that requester and assignee.
 
-    The scopes that are about whom a ticket is passed to reach every ticket: may_pass_to says the rest.
+    The scopes that are about whom a ticket is passed to, or who wrote a comment, reach every ticket:
+    may_pass_to and may_change_comment say the rest.
     """
     match scope:
         case None:
@@ -118,7 +142,7 @@ def covers(scope: Scope | None, actor: Actor, *, requester_id: UUID, assignee_id
             return requester_id == actor.id
         case Scope.ASSIGNED:
             return assignee_id == actor.id
-        case Scope.ALL | Scope.SELF | Scope.TEAMS:
+        case Scope.ALL | Scope.SELF | Scope.TEAMS | Scope.WRITTEN:
             return True
 
 
@@ -136,3 +160,9 @@ def may_pass_to(actor: Actor, assignee: Assignee | None, team: str | None) -> bo
             )
         case _:
             return False
+
+
+def may_change_comment(actor: Actor, permission: Permission, author_id: UUID) -> bool:
+    """Whether the actor's grant to edit or delete comments reaches one by that author."""
+    scope = GRANTS[actor.role].get(permission)
+    return scope is Scope.ALL or (scope is Scope.WRITTEN and actor.id == author_id)

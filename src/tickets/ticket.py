@@ -10,12 +10,18 @@ from datetime import datetime, timedelta
 from typing import assert_never
 from uuid import UUID
 
+from immutables import Map
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from tickets.events import (
     Assigned,
+    By,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
+    CommentFact,
     Created,
     Deleted,
     DueDatesMoved,
@@ -29,8 +35,19 @@ from tickets.events import (
     TicketEvent,
 )
 from tickets.lifecycle import Status
+from tickets.permissions import Role
 from tickets.sla import Priority
 from tickets.values import Category, Environment
+
+
+class Comment(Struct, frozen=True, gc=False, array_like=True):
+    """What is known of a comment to decide about it; what it says is in the fact of version `said_at`."""
+
+    author: By
+    internal: bool
+    created_at: datetime
+    edited_at: datetime | None
+    said_at: int
 
 
 class Ticket(Struct, frozen=True, kw_only=True, gc=False):
@@ -65,6 +82,24 @@ class Ticket(Struct, frozen=True, kw_only=True, gc=False):
     updated_at: datetime
     resolved_at: datetime | None
     closed_at: datetime | None
+    comments: Map[UUID, Comment]
+    """Those that are there; what was deleted is not."""
+    status_changes: int
+    """Each leaves a comment by the system."""
+    internal_comments: int
+    """How many of the comments only staff may see."""
+    unseen_at: datetime | None
+    """When an internal comment last changed something that only staff may know of."""
+
+    @property
+    def changed_at(self) -> datetime:
+        """When the newest fact happened."""
+        return self.updated_at if self.unseen_at is None else max(self.updated_at, self.unseen_at)
+
+    @property
+    def public_comments(self) -> int:
+        """How many comments everybody can see who can see the ticket, the system's included."""
+        return len(self.comments) - self.internal_comments + self.status_changes
 
     @property
     def resolution_ended_at(self) -> datetime | None:
@@ -128,6 +163,8 @@ def evolve(fact: TicketEvent, ticket: Ticket | None) -> Ticket:
                 cycle_started_at=at,
                 paused_for=timedelta(),
             )
+        case CommentAdded() | CommentEdited() | CommentDeleted():
+            return _discussed(ticket, version, at, fact)
         case Deleted():
             return replace(ticket, version=version, updated_at=at, deleted=True)
         case Restored():
@@ -174,6 +211,10 @@ def _created(fact: Created, ticket: Ticket | None) -> Ticket:
         updated_at=fact.timestamp,
         resolved_at=None,
         closed_at=None,
+        comments=Map(),
+        status_changes=0,
+        internal_comments=0,
+        unseen_at=None,
     )
 
 
@@ -196,6 +237,39 @@ def _moved(ticket: Ticket, version: int, at: datetime, status: Status) -> Ticket
         paused_since=paused_since,
         paused_for=paused_for,
         responded_at=responded_at,
+        status_changes=ticket.status_changes + (status is not ticket.status),
+    )
+
+
+def _discussed(ticket: Ticket, version: int, at: datetime, fact: CommentFact) -> Ticket:
+    """Of internal comments nothing shows but to staff; the first public one by staff is the response."""
+    known = ticket.comments.get(fact.comment_id)
+    if (known is None) is not isinstance(fact, CommentAdded):
+        raise BrokenStream(f"{fact.TOPIC} is about comment {fact.comment_id}, which is {known or 'not there'}")
+    responded_at, internal = ticket.responded_at, ticket.internal_comments
+    match fact:
+        case CommentAdded():
+            comments = ticket.comments.set(fact.comment_id, Comment(fact.author, fact.internal, at, None, version))
+            internal += fact.internal
+            if responded_at is None and not fact.internal and fact.author.role not in (None, Role.END_USER):
+                responded_at = at
+        case CommentEdited():
+            assert known is not None  # noqa: S101 - for the type checker; it was looked for above
+            edited = replace(known, edited_at=at, said_at=version)
+            comments = ticket.comments.set(fact.comment_id, edited)
+        case CommentDeleted():
+            comments = ticket.comments.delete(fact.comment_id)
+            internal -= fact.internal
+        case _:
+            assert_never(fact)
+    return replace(
+        ticket,
+        version=version,
+        updated_at=ticket.updated_at if fact.internal else at,
+        unseen_at=at if fact.internal else ticket.unseen_at,
+        responded_at=responded_at,
+        comments=comments,
+        internal_comments=internal,
     )
 
 

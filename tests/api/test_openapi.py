@@ -11,9 +11,10 @@ import httpx
 import msgspec
 import pytest
 
-from api.commands.tickets import COMMAND_ROUTES
+from api.commands import BODIES, COMMAND_ROUTES
 from api.problems import PROBLEMS, ProblemDetails
-from api.queries.tickets import QUERIES, QUERY_ROUTES, History, TicketList, Transitions
+from api.queries.tickets import QUERIES, QUERY_ROUTES, CommentList, History, TicketList, Transitions
+from projections.comments import CommentView
 from projections.tickets import TicketView
 from tests.conftest import NEW_TICKET, Service
 from tickets.permissions import Role
@@ -27,7 +28,11 @@ ANSWERS: dict[str, Any] = {
     "TicketList": TicketList,
     "History": History,
     "Transitions": Transitions,
+    "CommentView": CommentView,
+    "CommentList": CommentList,
 }
+CREATING = {"createTicket", "addComment"}
+"""What is answered by 201, with a body or without."""
 OPERATIONS = sorted(str(route.operation_id) for route in (*COMMAND_ROUTES, *QUERY_ROUTES))
 
 every_operation = pytest.mark.parametrize("name", OPERATIONS)
@@ -199,7 +204,8 @@ def test_every_header_that_matters_is_documented(document: dict[str, Any], name:
         assert ("If-None-Match" in headers) == ("304" in operation.said["responses"]) == (name == "getTicket")
     else:
         assert headers >= {"Idempotency-Key", "If-Match", "Prefer"}
-        assert ("204" in operation.said["responses"]) == (name != "createTicket")
+        assert ("204" in operation.said["responses"]) == (name not in CREATING)
+        assert ("201" in operation.said["responses"]) == (name in CREATING)
 
 
 @pytest.mark.parametrize("name", QUERIES)
@@ -217,11 +223,11 @@ def test_what_a_list_can_be_asked_for_is_what_the_contract_says(document: dict[s
     assert found.keys() >= {
         *("status", "priority", "category", "environment", "assignee_id", "team", "requester_id", "affected_service"),
         *("tag", "created_from", "created_to", "updated_from", "updated_to", "breached", "sort", "page", "page_size"),
-        *("cursor", "Ledger-Position"),
+        *("q", "cursor", "Ledger-Position"),
     }
     assert (found["page_size"]["minimum"], found["page_size"]["maximum"], found["page_size"]["default"]) == (1, 100, 20)
     assert found["page"]["minimum"] == 1
-    assert found["sort"]["default"] == "-created_at"
+    assert "By default -created_at" in found["sort"]["description"]
     assert {"created_at", "-created_at", "updated_at", "priority", "-status"} <= set(found["sort"]["enum"])
     assert found["status"]["type"] == "array"
 
@@ -244,25 +250,36 @@ WAYS = {
     "closeTicket": ("OPEN", "IN_PROGRESS", "RESOLVED"),
     "reopenTicket": ("OPEN", "IN_PROGRESS", "RESOLVED"),
 }
-WITH_BODY = sorted(
-    str(route.operation_id) for route in COMMAND_ROUTES if "data" in route.parsed_fn_signature.parameters
-)
 
 
-@pytest.mark.parametrize("name", WITH_BODY)
+def place(client: httpx.Client, operation: Operation, *steps: str) -> str:
+    """The operation's path, for a ticket that has taken these steps and of which the client said something."""
+    ticket = client.post(f"{PREFIX}/tickets", json=NEW_TICKET).json()["id"]
+    for step in steps:
+        moved = client.patch(f"{PREFIX}/tickets/{ticket}/status", json={"status": step, "reason": "because"})
+        assert moved.status_code == 200
+    path: str = operation.path.replace("{ticket_id}", ticket)
+    if "{comment_id}" in path:
+        comment = client.post(f"{PREFIX}/tickets/{ticket}/comments", json={"body": "Something"}).json()["id"]
+        path = path.replace("{comment_id}", comment)
+    assert "{" not in path
+    return path
+
+
+def test_every_command_that_takes_a_body_says_so_and_no_other(document: dict[str, Any]) -> None:
+    assert {name for name in OPERATIONS if Operation(document, name).content} == set(BODIES)
+
+
+@pytest.mark.parametrize("name", sorted(BODIES))
 def test_every_example_of_a_body_does_what_it_says(client: httpx.Client, document: dict[str, Any], name: str) -> None:
     operation = Operation(document, name)
     assert operation.content.keys() >= {"application/json"}
     assert ("application/merge-patch+json" in operation.content) == (operation.method == "patch")
     for kind, media in operation.content.items():
         example = media["example"]
-        ticket = client.post(f"{PREFIX}/tickets", json=NEW_TICKET).json()["id"]
-        for step in WAYS.get(name, ()):
-            moved = client.patch(f"{PREFIX}/tickets/{ticket}/status", json={"status": step, "reason": "because"})
-            assert moved.status_code == 200
         answer = client.request(
             operation.method,
-            operation.path.replace("{ticket_id}", ticket),
+            place(client, operation, *WAYS.get(name, ())),
             content=msgspec.json.encode(example),
             headers={"Content-Type": kind},
         )
@@ -280,7 +297,7 @@ def test_every_example_of_an_answer_is_one(document: dict[str, Any], name: str) 
     if operation.method == "delete":
         assert "content" not in operation.said["responses"]["204"]
         return
-    status = "201" if name.startswith("create") else "200"
+    status = "201" if name in CREATING else "200"
     media = operation.said["responses"][status]["content"]["application/json"]
     kind = ANSWERS[media["schema"]["$ref"].rpartition("/")[2]]
     decoded = msgspec.convert(media["example"], kind)
@@ -292,8 +309,7 @@ def test_every_answer_is_as_documented(client: httpx.Client, document: dict[str,
     operation = Operation(document, name)
     if operation.method != "get":
         return
-    created = client.post(f"{PREFIX}/tickets", json=NEW_TICKET)
-    answer = client.get(operation.path.replace("{ticket_id}", created.json()["id"]))
+    answer = client.get(place(client, operation))
     assert answer.status_code == 200
     media = operation.said["responses"]["200"]["content"]["application/json"]
     schema = document["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]

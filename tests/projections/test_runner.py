@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from projections import comments
 from projections.projection import LIVE
 from projections.rebuild import Compared, rebuild
 from projections.runner import LEADER, PROJECTIONS, Runner, catch_up_alone
@@ -19,9 +20,9 @@ from projections.tickets import document
 from tests.conftest import eventually
 from tests.tickets.test_ledger import NOON, SOMEBODY, assigned, created
 from tickets import mapper
-from tickets.commands import Assign, ChangeStatus, Command, Create, Edit
+from tickets.commands import AddComment, Assign, ChangeStatus, Command, Create, DeleteComment, Edit, EditComment
 from tickets.connections import Connection, connect
-from tickets.events import Metadata, TicketEvent
+from tickets.events import CommentAdded, Metadata, TicketEvent
 from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
 from tickets.lifecycle import Status
@@ -42,6 +43,19 @@ LIFE: Sequence[Command] = (
     ChangeStatus(status=Status.CLOSED),
 )
 
+TALK: Sequence[Sequence[Command]] = (
+    (AddComment(body="Since the upgrade"), AddComment(body="They upgraded?", internal=True)),
+    (EditComment(comment_id=UUID(int=0), body="Since the upgrade 🔥"),),
+    (AddComment(body="Ask them", internal=True), EditComment(comment_id=UUID(int=1), body="They did")),
+    (AddComment(body="Which upgrade?"), DeleteComment(comment_id=UUID(int=0))),
+    (EditComment(comment_id=UUID(int=2), body="Asked"), DeleteComment(comment_id=UUID(int=1))),
+    (AddComment(body="Done"), EditComment(comment_id=UUID(int=4), body="All done")),
+    (),
+)
+"""What is said after each command of LIFE; a comment's id is the how-manieth of the ticket it is."""
+SAID = {False: ["Which upgrade?", "All done"], True: ["Asked", "Which upgrade?", "All done"]}
+"""What is left of it, without the internal comments and with them."""
+
 
 async def _known(person_id: UUID) -> Assignee | None:
     return Assignee(id=person_id)
@@ -55,8 +69,14 @@ async def live(ledger: Ledger, tickets: int) -> list[UUID]:
         await people.saw(Actor(id=uuid4(), role=Role.END_USER, teams=(f"team {number}",)))
         made = Create(title=f"Number {number}", description="…", category=Category.INCIDENT, affected_service="mail")
         ticket = (await handler.handle(made, None, ASKED)).ticket
-        for command in LIFE[: number % (len(LIFE) + 1)]:
+        said: list[UUID] = []
+        for command, talk in list(zip(LIFE, TALK, strict=True))[: number % (len(LIFE) + 1)]:
             await handler.handle(command, ticket.id, ASKED)
+            for words in talk:
+                if isinstance(words, EditComment | DeleteComment):
+                    words = replace(words, comment_id=said[words.comment_id.int])  # noqa: PLW2901 - the same, about it
+                facts = (await handler.handle(words, ticket.id, ASKED)).facts
+                said += [fact.comment_id for fact in facts if isinstance(fact, CommentAdded)]
         return ticket.id
 
     return await asyncio.gather(*(one(number) for number in range(tickets)))
@@ -86,6 +106,13 @@ async def dump(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
         f"select projection, stream_id, position, error from {LIVE}.parked order by projection, stream_id"
     )
     return {name: [tuple(row) for row in found] for name, found in (*rows.items(), ("parked", parked))}
+
+
+async def said_of(ledger: Ledger, ticket_id: UUID, *, internal: bool) -> list[str]:
+    """What people said of a ticket, as the read model has it."""
+    page = await comments.read(ledger.pool, ticket_id, internal=internal, page_size=100)
+    found = msgspec.json.decode(b"[%b]" % b",".join(page.docs), type=list[comments.CommentView])
+    return [one.body for one in found if not one.system]
 
 
 async def compared(dsn: str, *, names: Sequence[str] = (), swap: bool = False) -> list[Compared]:
@@ -126,12 +153,17 @@ async def test_the_runner_catches_up_with_what_is_there_and_with_what_comes(
         assert ticket is not None
         doc = await owner.fetchval("select doc from read_model.tickets where ticket_id = $1", ticket_id)
         assert doc == document(ticket)
+        for internal in (False, True):
+            read = await comments.read(ledger.pool, ticket_id, internal=internal, page_size=100)
+            assert read.total == len(read.docs) == ticket.public_comments + ticket.internal_comments * internal
     entries = await owner.fetch(
         "select entry from read_model.history where ticket_id = $1 order by position", tickets[7]
     )
     versions = [msgspec.json.decode(entry)["version"] for (entry,) in entries]
     assert versions == list(range(1, len(versions) + 1))
     assert len(versions) > len(LIFE)
+    for internal, texts in SAID.items():
+        assert await said_of(ledger, tickets[7], internal=internal) == texts
     assert await owner.fetchval("select count(*) from read_model.people") == 20
     await assert_all_is_as_it_should_be(dsn, owner)
 
@@ -391,10 +423,10 @@ async def test_the_state_of_things_says_how_far_behind_each_read_model_is(
     assert [(one.name, one.position, one.behind) for one in empty.projections] == [(name, 0, 0) for name in PROJECTIONS]
     await live(ledger, 2)
     head = await ledger.head()
-    assert [one.behind for one in (await read_status(owner)).projections] == [head] * 3
+    assert [one.behind for one in (await read_status(owner)).projections] == [head] * len(PROJECTIONS)
     async with running(ledger, dsn):
         await eventually(lambda: level(owner))
         seen: ProjectionStatus = await read_status(owner)
         assert seen.led
-        assert [(one.position, one.behind, one.parked) for one in seen.projections] == [(head, 0, 0)] * 3
+        assert [(one.position, one.behind, one.parked) for one in seen.projections] == [(head, 0, 0)] * len(PROJECTIONS)
         assert all(one.updated_at is not None for one in seen.projections)

@@ -14,11 +14,15 @@ from uuid import UUID
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from tickets.commands import Command, Create, Policy, create, decide
+from tickets.commands import AddComment, Command, Create, Policy, create, decide
 from tickets.errors import Refusal
 from tickets.events import (
     Assigned,
+    By,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
     Created,
     Deleted,
     DueDatesMoved,
@@ -43,6 +47,10 @@ MOMENT: Final = timedelta(microseconds=1)
 TICKET: Final = UUID("01890000-0000-7000-8000-00000000007c")
 NUMBER: Final = "TKT-2026-000042"
 NOTES: Final = "Restarted the worker."
+COMMENT: Final = UUID("01890000-0000-7000-8000-0000000000c0")
+NEW_COMMENT: Final = UUID("01890000-0000-7000-8000-0000000000c1")
+"""The id of every comment that a command adds here."""
+WORDS: Final = "It began after the upgrade"
 
 ALICE: Final = Actor(id=UUID(int=1), role=Role.END_USER, username="alice")
 BOB: Final = Actor(id=UUID(int=2), role=Role.END_USER, username="bob")
@@ -163,6 +171,31 @@ def restored(*, at: datetime = START) -> Restored:
     return Restored(**_head(at))
 
 
+def commented(
+    by: Actor = ADMIN,
+    body: str = WORDS,
+    *,
+    internal: bool = False,
+    comment_id: UUID = COMMENT,
+    at: datetime = START,
+) -> CommentAdded:
+    """A comment that `by` wrote."""
+    author = By(by.id, by.username, by.role)
+    return CommentAdded(**_head(at), comment_id=comment_id, author=author, body=body, internal=internal)
+
+
+def comment_edited(
+    body: str, *, previous: str = WORDS, internal: bool = False, comment_id: UUID = COMMENT, at: datetime = START
+) -> CommentEdited:
+    return CommentEdited(**_head(at), comment_id=comment_id, body=body, previous=previous, internal=internal)
+
+
+def comment_deleted(
+    *, previous: str = WORDS, internal: bool = False, comment_id: UUID = COMMENT, at: datetime = START
+) -> CommentDeleted:
+    return CommentDeleted(**_head(at), comment_id=comment_id, previous=previous, internal=internal)
+
+
 def way_to(status: Status, *, at: datetime = START) -> tuple[TicketEvent, ...]:
     """What happens to a new ticket until it has this status, by the shortest way."""
     opened, begun = moved(Status.OPEN, at=at), moved(Status.IN_PROGRESS, at=at)
@@ -232,11 +265,22 @@ class Given:
                     at=at,
                     policy=policy,
                     assignee=KNOWN.get(to) if isinstance(to, UUID) else None,
+                    comment_id=NEW_COMMENT if isinstance(command, AddComment) else None,
+                    said=self._said(getattr(command, "comment_id", None)),
                     if_match=if_match,
                 )
         except Refusal as refusal:
             return Decision(self, at, (), refusal)
         return Decision(self, at, facts, None)
+
+    def _said(self, comment_id: UUID | None) -> str:
+        """What the comment says by now, as the newest fact about it has it."""
+        texts = [
+            fact.body
+            for fact in self.facts
+            if isinstance(fact, CommentAdded | CommentEdited) and fact.comment_id == comment_id
+        ]
+        return texts[-1] if texts else ""
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,23 @@ from tests.tickets.given_when_then import (
     A_REQUEST,
     ALICE,
     BOB,
+    COMMENT,
     DEV,
+    MANAGER,
     NET_DEV,
     NOBODY_KNOWN,
     SENIOR,
     START,
+    WORDS,
     Decision,
     a_ticket,
+    commented,
     created,
     deleted,
     given,
 )
 from tickets import errors
-from tickets.commands import Assign, ChangeStatus, Delete, Edit, Restore
+from tickets.commands import AddComment, Assign, ChangeStatus, Delete, DeleteComment, Edit, EditComment, Restore
 from tickets.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -189,7 +193,7 @@ def _refused(decision: Decision) -> str:
 LATE = START + timedelta(days=8)
 
 SAID: dict[str, Callable[[], Decision]] = {
-    "There is no such ticket, or it is not yours to see.": lambda: given().when(Edit(title="Another")),
+    "There is nothing of that id, or it is not yours to see.": lambda: given().when(Edit(title="Another")),
     "Your role, END_USER, may not create tickets for somebody else.": lambda: given().when(
         replace(A_REQUEST, requester_id=BOB.id), by=ALICE
     ),
@@ -212,6 +216,15 @@ SAID: dict[str, Callable[[], Decision]] = {
     "Your role, END_USER, may not restore this ticket.": lambda: a_ticket(Status.OPEN, deleted()).when(
         Restore(), by=ALICE
     ),
+    "Your role, END_USER, may not comment internally on this ticket.": lambda: a_ticket(Status.OPEN).when(
+        AddComment(body=WORDS, internal=True), by=ALICE
+    ),
+    "Your role, MANAGER, may not edit a comment on this ticket that somebody else wrote.": lambda: a_ticket(
+        Status.OPEN, commented()
+    ).when(EditComment(comment_id=COMMENT, body="Another"), by=MANAGER),
+    "Your role, SENIOR_ENGINEER, may not delete a comment on this ticket that somebody else wrote.": lambda: a_ticket(
+        Status.OPEN, commented()
+    ).when(DeleteComment(comment_id=COMMENT), by=SENIOR),
     "reason: a resolution needs a reason: what was done.": lambda: a_ticket(Status.IN_PROGRESS).when(
         ChangeStatus(status=Status.RESOLVED)
     ),

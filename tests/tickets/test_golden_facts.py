@@ -18,7 +18,11 @@ from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 from tickets.events import (
     FACTS,
     Assigned,
+    By,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
     Created,
     Deleted,
     DueDatesMoved,
@@ -46,6 +50,7 @@ STORED: Final[dict[str, dict[str, str]]] = json.loads(
 STREAM: Final = UUID("0198a7c2-5d1e-7b3a-9c4f-2e6d8a1b0c3d")
 REQUESTER: Final = UUID("3f1c9a52-7d84-4e0b-b6a1-90c2d5e8f714")
 ENGINEER: Final = UUID("a2b4c6d8-1357-4924-8680-acebdf024681")
+COMMENT: Final = UUID("0198a7c3-11aa-7c00-8d00-5eedc0ffee01")
 AT: Final = datetime(2026, 3, 2, 9, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -117,6 +122,21 @@ READ: Final[dict[str, Fact]] = {
     "reopened": Reopened(**head(18), reason=None),
     "deleted": Deleted(**head(19)),
     "restored": Restored(**head(2147483647)),
+    "a comment added": CommentAdded(
+        **head(20),
+        comment_id=COMMENT,
+        author=By(REQUESTER, "zoë", Role.END_USER),
+        body="Seit dem Upgrade 🔥\r\n\tzwei „Fehler“ \u2028 \u0001 ",
+    ),
+    "an internal comment added by somebody of whom little is known": CommentAdded(
+        **head(21), comment_id=COMMENT, author=By(ENGINEER, None, None), body="Kündigt bald?", internal=True
+    ),
+    "a comment edited": CommentEdited(**head(22), comment_id=COMMENT, body="Doch nicht", previous="Seit dem Upgrade"),
+    "an internal comment edited": CommentEdited(
+        **head(23), comment_id=COMMENT, body="…", previous="Kündigt bald?", internal=True
+    ),
+    "a comment deleted": CommentDeleted(**head(24), comment_id=COMMENT, previous='Was "stood" there'),
+    "an internal comment deleted": CommentDeleted(**head(25), comment_id=COMMENT, previous="…", internal=True),
     "a person seen, with all that a token says": PersonSeen(
         **head(1), person_id=ENGINEER, username="jürgen", role=Role.DEVOPS_ENGINEER, teams=("Réseau", "web")
     ),
@@ -139,6 +159,9 @@ TOPICS: Final = {
     "ticket.reopened.v1": Reopened,
     "ticket.deleted.v1": Deleted,
     "ticket.restored.v1": Restored,
+    "ticket.comment_added.v1": CommentAdded,
+    "ticket.comment_edited.v1": CommentEdited,
+    "ticket.comment_deleted.v1": CommentDeleted,
     "person.seen.v1": PersonSeen,
 }
 """Every topic that may be in a ledger somewhere."""

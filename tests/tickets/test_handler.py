@@ -10,10 +10,22 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.conftest import fresh_database
 from tests.tickets.test_ledger import appending, created
-from tickets.commands import Assign, ChangeStatus, Command, Create, Delete, Edit, Restore
+from tickets.commands import (
+    AddComment,
+    Assign,
+    ChangeStatus,
+    Command,
+    Create,
+    Delete,
+    DeleteComment,
+    Edit,
+    EditComment,
+    Restore,
+)
 from tickets.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -24,7 +36,7 @@ from tickets.errors import (
     UnknownAssignee,
     VersionMismatch,
 )
-from tickets.events import Metadata
+from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited, Metadata, StatusChanged, TicketEvent
 from tickets.handler import Answer, Asked, Handler
 from tickets.ledger import Ledger
 from tickets.lifecycle import Status
@@ -79,6 +91,11 @@ async def create(handler: Handler, *moves: Status, actor: Actor = ADA) -> UUID:
     for status in moves:
         await handler.handle(move(status, "because"), ticket.id, by())
     return ticket.id
+
+
+def replayed(first: Answer) -> Answer:
+    """The same answer, given again."""
+    return replace(first, replayed=True)
 
 
 async def version(handler: Handler, ticket_id: UUID) -> int:
@@ -198,9 +215,9 @@ async def test_the_same_key_gives_the_first_answer_again_whatever_happened_since
     opened = await handler.handle(move(Status.OPEN), ticket_id, by(key="open", if_match={1}))
     await handler.handle(Edit(title="Changed since"), ticket_id, by())
     head = await ledger.head()
-    assert await handler.handle(CREATE, None, by(key="create")) == Answer(first.ticket, first.position, replayed=True)
+    assert await handler.handle(CREATE, None, by(key="create")) == replayed(first)
     again = await handler.handle(move(Status.OPEN), ticket_id, by(key="open", if_match={1}))
-    assert again == Answer(opened.ticket, opened.position, replayed=True), "If-Match was right when it was done"
+    assert again == replayed(opened), "If-Match was right when it was done"
     assert await ledger.head() == head
 
 
@@ -208,7 +225,7 @@ async def test_another_process_gives_the_first_answer_as_well(two: tuple[Handler
     here, there = two
     key = str(uuid4())
     first = await here.handle(CREATE, None, by(key=key))
-    assert await there.handle(CREATE, None, by(key=key)) == Answer(first.ticket, first.position, replayed=True)
+    assert await there.handle(CREATE, None, by(key=key)) == replayed(first)
 
 
 async def test_a_key_that_was_used_for_something_else_is_refused(handler: Handler, ledger: Ledger) -> None:
@@ -252,7 +269,7 @@ async def test_a_command_that_changed_nothing_is_remembered_under_its_key(handle
     await handler.handle(Edit(title="Now it would"), ticket_id, by())
     head = await ledger.head()
     again = await handler.handle(Edit(title=CREATE.title), ticket_id, by(key=key))
-    assert again == Answer(nothing.ticket, nothing.position, replayed=True)
+    assert again == replayed(nothing)
     assert await ledger.head() == head
 
 
@@ -346,6 +363,151 @@ async def test_a_cache_that_is_far_too_small_only_costs_time(ledger: Ledger) -> 
     for turn in range(3):
         answers = [await handler.handle(Edit(title=f"Round {turn}"), ticket_id, by()) for ticket_id in tickets]
         assert [answer.ticket.version for answer in answers] == [turn + 2] * 5
+
+
+# --------------------------------------------------------------------------------------------------- comments
+
+
+async def said(
+    handler: Handler, ticket_id: UUID, body: str, asked: Asked | None = None, *, internal: bool = False
+) -> tuple[Answer, UUID]:
+    """The answer to a new comment, and the comment's id."""
+    answer = await handler.handle(AddComment(body=body, internal=internal), ticket_id, asked or by())
+    added = answer.facts[0]
+    assert isinstance(added, CommentAdded)
+    return answer, added.comment_id
+
+
+async def test_a_comments_id_is_new_and_its_author_is_whoever_asks(handler: Handler) -> None:
+    ticket_id = await create(handler)
+    answers = [await said(handler, ticket_id, "Again and again", by(who)) for who in (ADA, BEA, ADA)]
+    ids = [comment_id for _, comment_id in answers]
+    assert len(set(ids)) == 3
+    assert {one.version for one in ids} == {7}
+    ticket = answers[-1][0].ticket
+    assert {one: ticket.comments[one].author for one in ids} == {
+        ids[0]: By(ADA.id, "ada", Role.ADMIN),
+        ids[1]: By(BEA.id, "bea", Role.MANAGER),
+        ids[2]: By(ADA.id, "ada", Role.ADMIN),
+    }
+    assert await handler.ticket(ticket_id) == ticket
+
+
+async def test_facts_keep_what_stood_there_though_the_ticket_does_not(two: tuple[Handler, Handler]) -> None:
+    """Also where another process, which has never seen the text, is asked."""
+    ticket_id = await create(two[0])
+    _, comment_id = await said(two[0], ticket_id, "One")
+    facts: list[TicketEvent] = []
+    commands: list[Command] = [
+        EditComment(comment_id=comment_id, body="Two"),
+        EditComment(comment_id=comment_id, body="Three"),
+        DeleteComment(comment_id=comment_id),
+    ]
+    for turn, command in enumerate(commands):
+        facts += (await two[(turn + 1) % 2].handle(command, ticket_id, by())).facts
+    assert [
+        (type(fact), fact.previous)
+        for fact in facts
+        if isinstance(fact, CommentEdited | CommentDeleted) and fact.comment_id == comment_id
+    ] == [(CommentEdited, "One"), (CommentEdited, "Two"), (CommentDeleted, "Three")]
+
+
+async def test_an_edit_that_says_the_same_appends_nothing(handler: Handler, ledger: Ledger) -> None:
+    ticket_id = await create(handler)
+    _, comment_id = await said(handler, ticket_id, "One")
+    await handler.handle(EditComment(comment_id=comment_id, body="Two"), ticket_id, by())
+    head = await ledger.head()
+    answer = await handler.handle(EditComment(comment_id=comment_id, body="Two"), ticket_id, by())
+    assert (answer.facts, answer.ticket.version) == ((), 3)
+    assert await ledger.head() == head
+
+
+async def test_of_many_edits_at_once_each_knows_what_the_one_before_it_said(
+    two: tuple[Handler, Handler], ledger: Ledger
+) -> None:
+    ticket_id = await create(two[0])
+    _, comment_id = await said(two[0], ticket_id, "The first")
+    edits = [EditComment(comment_id=comment_id, body=f"Editor {n}") for n in range(16)]
+    await asyncio.gather(*(two[n % 2].handle(edit, ticket_id, by()) for n, edit in enumerate(edits)))
+    chain = ["The first"]
+    for fact in (await ledger.facts(ticket_id))[2:]:
+        assert isinstance(fact, CommentEdited)
+        assert fact.previous == chain[-1]
+        chain.append(fact.body)
+    assert sorted(chain[1:]) == sorted(edit.body for edit in edits)
+
+
+async def test_a_comment_that_is_not_this_tickets_is_not_found(handler: Handler) -> None:
+    ticket_id, other = await create(handler), await create(handler)
+    _, comment_id = await said(handler, ticket_id, "Here")
+    for which, one in ((other, comment_id), (ticket_id, uuid4()), (ticket_id, ticket_id)):
+        for command in (EditComment(comment_id=one, body="There"), DeleteComment(comment_id=one)):
+            with pytest.raises(NotFound):
+                await handler.handle(command, which, by())
+
+
+async def test_the_same_key_comments_once_and_gives_the_same_comment(two: tuple[Handler, Handler]) -> None:
+    here, there = two
+    requester = Actor(id=uuid4(), role=Role.END_USER)
+    ticket_id = await create(here, Status.OPEN, Status.PENDING_INFO, actor=requester)
+    asked = by(requester, key=str(uuid4()))
+    first, comment_id = await said(here, ticket_id, "It is the second one", asked)
+    assert [type(fact) for fact in first.facts[:2]] == [CommentAdded, StatusChanged]
+    await here.handle(EditComment(comment_id=comment_id, body="No, the first"), ticket_id, by(requester))
+    again, same_id = await said(there, ticket_id, "It is the second one", asked)
+    assert (again, same_id) == (replayed(first), comment_id)
+    for other in (AddComment(body="It is the third"), AddComment(body="It is the second one", internal=True)):
+        with pytest.raises(IdempotencyKeyReused):
+            await there.handle(other, ticket_id, asked)
+
+
+async def test_of_many_comments_with_one_key_at_once_one_is_made(two: tuple[Handler, Handler]) -> None:
+    ticket_id, key = await create(two[0]), str(uuid4())
+    answers = await asyncio.gather(*(said(two[n % 2], ticket_id, "Once", by(key=key)) for n in range(40)))
+    assert Counter(answer.replayed for answer, _ in answers) == {False: 1, True: 39}
+    assert len({comment_id for _, comment_id in answers}) == 1
+    assert await version(two[0], ticket_id) == 2
+
+
+async def test_of_many_comments_at_once_none_is_lost(two: tuple[Handler, Handler]) -> None:
+    ticket_id = await create(two[0])
+    answers = await asyncio.gather(*(said(two[n % 2], ticket_id, f"Speaker {n}") for n in range(32)))
+    found = await two[1].ticket(ticket_id)
+    assert found is not None
+    assert set(found.comments) == {comment_id for _, comment_id in answers}
+    assert len(found.comments) == 32
+
+
+async def test_a_412_tells_whoever_may_not_know_of_internal_comments_nothing_about_them(handler: Handler) -> None:
+    requester = Actor(id=uuid4(), role=Role.END_USER)
+    ticket_id = await create(handler, actor=requester)
+    _, internal = await said(handler, ticket_id, "Who is that?", internal=True)
+    await said(handler, ticket_id, "On it")
+    await handler.handle(EditComment(comment_id=internal, body="Oh, them"), ticket_id, by())
+    await handler.handle(DeleteComment(comment_id=internal), ticket_id, by())
+    told: dict[Role, list[int]] = {}
+    for who in (requester, ADA):
+        with pytest.raises(VersionMismatch) as refused:
+            await handler.handle(Edit(title="Too late"), ticket_id, by(who, if_match={1}))
+        events: Any = refused.value.details["events"]
+        told[who.role] = [event["version"] for event in events]
+    assert told == {Role.END_USER: [3], Role.ADMIN: [2, 3, 4, 5]}
+
+
+async def test_time_does_not_run_backwards_after_an_internal_comment_either(handler: Handler, ledger: Ledger) -> None:
+    ticket_id, ahead = uuid4(), datetime.now(UTC) + timedelta(hours=1)
+    internal = CommentAdded(
+        originator_id=ticket_id,
+        originator_version=2,
+        timestamp=ahead,
+        comment_id=uuid4(),
+        author=By(ADA.id, "ada", Role.ADMIN),
+        body="From a clock that is early",
+        internal=True,
+    )
+    await ledger.append(appending(ticket_id, 0, created(ticket_id, at=ahead - timedelta(hours=2)), internal))
+    answer = await handler.handle(Edit(title="By a clock that is late"), ticket_id, by())
+    assert answer.ticket.updated_at == ahead
 
 
 # ------------------------------------------------------------------------------------------------ many at once

@@ -14,6 +14,7 @@ Deliberately absent: what the state of a ticket allows, but for deletion (test_w
 
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from msgspec.structs import replace
@@ -33,14 +34,29 @@ from tests.tickets.given_when_then import (
     SENIOR,
     START,
     WEB_DEV,
+    WORDS,
     Given,
     assigned,
+    commented,
     created,
     deleted,
     given,
     way_to,
 )
-from tickets.commands import Assign, ChangeStatus, Command, Delete, Edit, Policy, Restore, may, steps
+from tickets.commands import (
+    AddComment,
+    Assign,
+    ChangeStatus,
+    Command,
+    Delete,
+    DeleteComment,
+    Edit,
+    EditComment,
+    Policy,
+    Restore,
+    may,
+    steps,
+)
 from tickets.errors import (
     Forbidden,
     NotFound,
@@ -54,6 +70,9 @@ from tickets.errors import (
 from tickets.events import (
     Assigned,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
     Created,
     Deleted,
     Edited,
@@ -228,6 +247,114 @@ TEAM_LEAD         nothing  yes       nothing  nothing  gone      gone
 MANAGER           nothing  yes       nothing  nothing  gone      gone
 ADMIN             nothing  yes       nothing  nothing  gone      gone
 """,
+    "comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          yes      hidden    hidden   hidden   gone      hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "comment internally": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          no       hidden    hidden   hidden   no        hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "edit one's own comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          yes      hidden    hidden   hidden   gone      hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "edit somebody's comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          no       hidden    hidden   hidden   no        hidden
+DEVOPS_ENGINEER   no       no        no       no       no        no
+SENIOR_ENGINEER   no       no        no       no       no        no
+TEAM_LEAD         no       no        no       no       no        no
+MANAGER           no       no        no       no       no        no
+ADMIN             no       no        no       no       no        no
+""",
+    "edit one's own internal comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "edit somebody's internal comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   no       no        no       no       no        no
+SENIOR_ENGINEER   no       no        no       no       no        no
+TEAM_LEAD         no       no        no       no       no        no
+MANAGER           no       no        no       no       no        no
+ADMIN             no       no        no       no       no        no
+""",
+    "edit a comment that is not there": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   hidden   hidden    hidden   hidden   hidden    hidden
+SENIOR_ENGINEER   hidden   hidden    hidden   hidden   hidden    hidden
+TEAM_LEAD         hidden   hidden    hidden   hidden   hidden    hidden
+MANAGER           hidden   hidden    hidden   hidden   hidden    hidden
+ADMIN             hidden   hidden    hidden   hidden   hidden    hidden
+""",
+    "delete one's own comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          yes      hidden    hidden   hidden   gone      hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "delete somebody's comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          no       hidden    hidden   hidden   no        hidden
+DEVOPS_ENGINEER   no       no        no       no       no        no
+SENIOR_ENGINEER   no       no        no       no       no        no
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "delete one's own internal comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "delete somebody's internal comment": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   no       no        no       no       no        no
+SENIOR_ENGINEER   no       no        no       no       no        no
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "delete a comment that is not there": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   hidden   hidden    hidden   hidden   hidden    hidden
+SENIOR_ENGINEER   hidden   hidden    hidden   hidden   hidden    hidden
+TEAM_LEAD         hidden   hidden    hidden   hidden   hidden    hidden
+MANAGER           hidden   hidden    hidden   hidden   hidden    hidden
+ADMIN             hidden   hidden    hidden   hidden   hidden    hidden
+""",
 }
 
 FACTS_OF: dict[str, type] = {
@@ -238,8 +365,20 @@ FACTS_OF: dict[str, type] = {
     "reopen": Reopened,
     "delete": Deleted,
     "restore": Restored,
+    **{name: CommentAdded for name in TABLES if name.startswith("comment")},
+    **{name: CommentEdited for name in TABLES if name.startswith("edit ")},
+    **{name: CommentDeleted for name in TABLES if name.startswith("delete ")},
 }
 """The fact that a `yes` is; of all else it is Assigned."""
+
+COMMENTS = {
+    "one's own comment": UUID(int=0xC0),
+    "somebody's comment": UUID(int=0xC1),
+    "one's own internal comment": UUID(int=0xC2),
+    "somebody's internal comment": UUID(int=0xC3),
+    "a comment that is not there": UUID(int=0xC4),
+}
+"""Of every ticket here. An END_USER who wrote an internal one was staff then."""
 
 REFUSALS: dict[str, type[Refusal]] = {
     "no": Forbidden,
@@ -292,19 +431,32 @@ def _command(name: str, actor: Actor) -> Command:
         "assign to the team network": Assign(team="network"),
         "assign to oneself and the team network": Assign(assignee_id=actor.id, team="network"),
         "take it from whoever has it": Assign(assignee_id=None),
+        "comment": AddComment(body=WORDS),
+        "comment internally": AddComment(body=WORDS, internal=True),
+        **{f"edit {what}": EditComment(comment_id=one, body="Put differently") for what, one in COMMENTS.items()},
+        **{f"delete {what}": DeleteComment(comment_id=one) for what, one in COMMENTS.items()},
     }
     return commands[name]
 
 
 def _ticket(relation: str, actor: Actor, status: Status = Status.IN_PROGRESS) -> Given:
-    """A ticket with that status which the actor has this to do with, and nothing else."""
+    """A ticket with that status which the actor has this to do with, and nothing else but for what was said of it."""
     first = created(by=actor if relation.endswith("own") else BOB, team="web" if relation == "team" else None)
     further: dict[str, list[TicketEvent]] = {
         "assigned": [assigned(actor)],
         "gone own": [deleted()],
         "gone other": [deleted()],
     }
-    return given(first, *way_to(status), *further.get(relation, []))
+    said = [
+        commented(
+            actor if "own" in what else WEB_DEV,
+            internal="internal" in what,
+            comment_id=one,
+        )
+        for what, one in COMMENTS.items()
+        if what != "a comment that is not there"
+    ]
+    return given(first, *said, *way_to(status), *further.get(relation, []))
 
 
 def test_the_tables_have_a_cell_for_every_role_command_and_relation() -> None:
@@ -312,7 +464,7 @@ def test_the_tables_have_a_cell_for_every_role_command_and_relation() -> None:
         header, *rows = table.strip().splitlines()
         assert header.replace("gone ", "gone_").split() == [one.replace(" ", "_") for one in RELATIONS]
         assert [row.split()[0] for row in rows] == list(Role)
-    assert len(CELLS) == 6 * 16 * 6
+    assert len(CELLS) == 6 * 28 * 6
     assert set(ACTORS) == set(Role)
 
 
@@ -400,6 +552,24 @@ def test_what_is_not_allowed_is_refused_before_the_ticket_says_no() -> None:
 def test_a_refusal_names_the_role_and_what_it_may_not() -> None:
     refusal = _ticket("other", DEV).when(Edit(title="Mine now"), by=DEV).then_refused(Forbidden)
     assert str(refusal) == "Your role, DEVOPS_ENGINEER, may not update this ticket."
+
+
+def test_an_internal_comment_is_to_an_end_user_as_a_comment_that_is_not_there_whoever_wrote_it() -> None:
+    story = _ticket("own", ALICE)
+    for verb in ("edit", "delete"):
+        missing = story.when(_command(f"{verb} a comment that is not there", ALICE), by=ALICE).then_refused(NotFound)
+        for what in ("one's own internal comment", "somebody's internal comment"):
+            for if_match in (None, frozenset({1})):
+                command = _command(f"{verb} {what}", ALICE)
+                hidden = story.when(command, by=ALICE, if_match=if_match).then_refused(NotFound)
+                assert (str(hidden), hidden.details) == (str(missing), missing.details)
+
+
+def test_staff_of_every_role_write_internal_comments_and_nobody_else_does() -> None:
+    for role, actor in ACTORS.items():
+        ticket = _ticket("own", actor).ticket
+        assert may(Permission.COMMENT_INTERNALLY, ticket, actor) is (role is not Role.END_USER)
+        assert may(Permission.COMMENT, ticket, actor)
 
 
 # Reopening

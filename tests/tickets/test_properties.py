@@ -17,15 +17,45 @@ from eventsourcing.persistence import StoredEvent
 from hypothesis import Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
+from projections.comments import COMMENTS
 from projections.history import changes, entry
-from projections.projection import Envelope, decode_metadata
+from projections.projection import Envelope, Step, decode_metadata
 from projections.tickets import document, view
-from tests.tickets.given_when_then import CAST, KNOWN, NOBODY_KNOWN, NUMBER, START, TICKET
-from tickets.commands import Assign, ChangeStatus, Create, Delete, Edit, Policy, Restore, create, decide, reschedule
+from tests.tickets.given_when_then import CAST, KNOWN, NOBODY_KNOWN, NUMBER, START, TICKET, numbered
+from tickets.commands import (
+    AddComment,
+    Assign,
+    Change,
+    ChangeStatus,
+    Create,
+    Delete,
+    DeleteComment,
+    Edit,
+    EditComment,
+    Policy,
+    Restore,
+    create,
+    decide,
+    reschedule,
+)
 from tickets.errors import Forbidden, NotFound, Refusal, TicketClosed, TicketDeleted
-from tickets.events import FACTS, By, Created, DueDatesMoved, Event, Fact, Metadata, TicketEvent
+from tickets.events import (
+    FACTS,
+    By,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
+    CommentFact,
+    Created,
+    DueDatesMoved,
+    Event,
+    Fact,
+    Metadata,
+    TicketEvent,
+)
 from tickets.lifecycle import TRANSITIONS, Status
 from tickets.mapper import FactMapper, decode, decode_all, encode
 from tickets.permissions import Actor, Role
@@ -42,13 +72,38 @@ instants = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.
 
 
 @dataclass(frozen=True)
-class Step:
+class Walk:
     """Take one of the steps that the workflow has from wherever the ticket is: more telling than a random one."""
 
     number: int
 
 
-Ask = Edit | Assign | ChangeStatus | Delete | Restore | Step
+@dataclass(frozen=True)
+class Answer:
+    """Say something as whoever requested the ticket."""
+
+    body: str
+    internal: bool
+
+
+@dataclass(frozen=True)
+class Rephrase:
+    """Put one of the comments that there are differently, as whoever wrote it or as whoever is asked."""
+
+    number: int
+    body: str
+    by_its_author: bool
+
+
+@dataclass(frozen=True)
+class TakeBack:
+    """Delete one of the comments that there are, as whoever wrote it or as whoever is asked."""
+
+    number: int
+    by_its_author: bool
+
+
+Ask = Edit | Assign | ChangeStatus | Delete | Restore | AddComment | Walk | Answer | Rephrase | TakeBack
 Asked = tuple[Ask, Actor, timedelta]
 """What is asked, by whom, and how long after what was before."""
 
@@ -57,7 +112,7 @@ Asked = tuple[Ask, Actor, timedelta]
 class Decided:
     """One ask and what came of it."""
 
-    command: Edit | Assign | ChangeStatus | Delete | Restore
+    command: Change
     actor: Actor
     at: datetime
     before: Ticket
@@ -81,6 +136,8 @@ class Life:
         ]
         return "\n".join(["a life", *came])
 
+
+PERSON: Final = {actor.id: actor for actor in CAST}
 
 people = st.sampled_from(CAST)
 teams = st.sampled_from([None, "web", "db", "network"])
@@ -112,7 +169,15 @@ assignments = st.builds(
     team=perhaps(teams),
     reason=reasons,
 )
-steps: SearchStrategy[Ask] = st.builds(Step, st.integers(0, 5))
+steps: SearchStrategy[Ask] = st.builds(Walk, st.integers(0, 5))
+comments: SearchStrategy[Ask] = st.builds(AddComment, body=texts, internal=st.booleans())
+talk: SearchStrategy[Ask] = st.one_of(
+    comments,
+    comments,
+    st.builds(Answer, texts, st.booleans()),
+    st.builds(Rephrase, st.integers(0, 5), texts, st.booleans()),
+    st.builds(TakeBack, st.integers(0, 5), st.booleans()),
+)
 moves = st.builds(ChangeStatus, status=st.sampled_from(Status), reason=reasons)
 anything: SearchStrategy[Ask] = st.one_of(edits, assignments, moves, st.just(Delete()), st.just(Restore()))
 requests = st.builds(
@@ -137,44 +202,77 @@ def live(request: Create, asker: Actor, asks: list[Asked]) -> Life:
     life, at = Life(facts, [ticket]), START
     for ask, actor, gap in asks:
         at += gap
-        command = ask
-        if isinstance(command, Step):
-            ways = TRANSITIONS[ticket.status]
-            command = ChangeStatus(status=ways[command.number % len(ways)], reason="Done.")
+        before, (command, asker) = ticket, wanted(ask, actor, ticket)
         refusal, decided = None, tuple[TicketEvent, ...]()
-        before = ticket
         try:
-            decided = ask_for(ticket, command, actor, at)
+            decided = ask_for(life, ticket, command, asker, at)
         except Refusal as reason:
             refusal = reason
         for fact in decided:
             ticket = evolve(fact, ticket)
             life.facts.append(fact)
             life.states.append(ticket)
-        life.decided.append(Decided(command, actor, at, before, decided, refusal))
+        life.decided.append(Decided(command, asker, at, before, decided, refusal))
     return life
 
 
-def ask_for(
-    ticket: Ticket, command: Edit | Assign | ChangeStatus | Delete | Restore, actor: Actor, at: datetime
-) -> tuple[TicketEvent, ...]:
+def wanted(ask: Ask, actor: Actor, ticket: Ticket) -> tuple[Change, Actor]:
+    """The command that is meant, on the ticket as it is, and who gives it."""
+    match ask:
+        case Walk():
+            ways = TRANSITIONS[ticket.status]
+            return ChangeStatus(status=ways[ask.number % len(ways)], reason="Done."), actor
+        case Answer():
+            return AddComment(body=ask.body, internal=ask.internal), PERSON[ticket.requester_id]
+        case Rephrase() | TakeBack():
+            there = sorted(ticket.comments)
+            comment_id = there[ask.number % len(there)] if there else NOBODY_KNOWN
+            if there and ask.by_its_author:
+                actor = PERSON[ticket.comments[comment_id].author.id]
+            if isinstance(ask, TakeBack):
+                return DeleteComment(comment_id=comment_id), actor
+            return EditComment(comment_id=comment_id, body=ask.body), actor
+        case _:
+            return ask, actor
+
+
+def ask_for(life: Life, ticket: Ticket, command: Change, actor: Actor, at: datetime) -> tuple[TicketEvent, ...]:
     to = command.assignee_id if isinstance(command, Assign) else None
     assignee = KNOWN.get(to) if isinstance(to, UUID) else None
-    return decide(ticket, command, actor=actor, at=at, policy=POLICY, assignee=assignee)
+    about = command.comment_id if isinstance(command, EditComment | DeleteComment) else None
+    said = "" if about is None or about not in ticket.comments else text_of(life, ticket, about)
+    comment_id = UUID(int=(0xC0 << 64) + ticket.version + 1)
+    return decide(
+        ticket, command, actor=actor, at=at, policy=POLICY, assignee=assignee, comment_id=comment_id, said=said
+    )
 
 
-def asked_again(ticket: Ticket, decided: Decided) -> tuple[TicketEvent, ...] | Refusal:
+def text_of(life: Life, ticket: Ticket, comment_id: UUID) -> str:
+    """What a comment says, found where the ticket says that it stands."""
+    fact = life.facts[ticket.comments[comment_id].said_at - 1]
+    assert isinstance(fact, CommentAdded | CommentEdited)
+    assert fact.comment_id == comment_id
+    return fact.body
+
+
+def asked_again(life: Life, ticket: Ticket, decided: Decided) -> tuple[TicketEvent, ...] | Refusal:
     """What comes of the same command, by the same person at the same time."""
     try:
-        return ask_for(ticket, decided.command, decided.actor, decided.at)
+        return ask_for(life, ticket, decided.command, decided.actor, decided.at)
     except Refusal as refusal:
         return refusal
+
+
+def is_internal(fact: Fact) -> bool:
+    """Whether only staff may know of it."""
+    return isinstance(fact, CommentFact) and fact.internal
 
 
 who_may_most = st.sampled_from([actor for actor in CAST if actor.role in {Role.ADMIN, Role.TEAM_LEAD}])
 walks = st.tuples(steps, who_may_most, gaps)
 wishes = st.tuples(anything, people | who_may_most, gaps)
-asks = st.lists(walks | walks | wishes, min_size=12, max_size=40)
+words = st.tuples(talk, people | who_may_most, gaps)
+asks = st.lists(walks | walks | wishes | words, min_size=12, max_size=40)
 lives = st.builds(live, requests, people, asks)
 
 thoroughly = settings(max_examples=40)
@@ -195,8 +293,11 @@ def test_time_never_runs_backwards_and_facts_happen_when_they_are_asked_for(life
     assert times == sorted(times)
     for decided in life.decided:
         assert {fact.timestamp for fact in decided.facts} <= {decided.at}
+    updated_at = START
     for fact, state in zip(life.facts, life.states, strict=True):
-        assert state.updated_at == fact.timestamp
+        assert state.changed_at == fact.timestamp
+        updated_at = updated_at if is_internal(fact) else fact.timestamp
+        assert state.updated_at == updated_at
         assert state.created_at == START
         moments = (state.responded_at, state.paused_since, state.resolved_at, state.closed_at, state.cycle_started_at)
         assert all(START <= moment <= state.updated_at for moment in moments if moment is not None)
@@ -216,7 +317,9 @@ def test_a_status_changes_only_along_the_workflow(life: Life) -> None:
 @given(lives)
 def test_what_a_ticket_says_of_itself_is_of_a_piece(life: Life) -> None:
     begun = times_reopened = 0
-    for before, state in zip([None, *life.states], life.states, strict=False):
+    for fact, before, state in zip(life.facts, [None, *life.states], life.states, strict=False):
+        if isinstance(fact, CommentAdded) and not fact.internal:
+            begun += fact.author.role is not Role.END_USER
         moved_here = before is None or before.status is not state.status
         begun += moved_here and state.status is Status.IN_PROGRESS
         times_reopened += moved_here and state.status is Status.REOPENED
@@ -260,17 +363,22 @@ def test_after_every_command_the_due_dates_are_what_the_ticket_says_they_are(lif
 
 @thoroughly
 @given(lives)
-def test_every_fact_changes_something_that_the_ticket_shows(life: Life) -> None:
-    for before, after in zip(life.states, life.states[1:], strict=False):
-        assert changes(before, after)
+def test_every_fact_changes_something_that_the_ticket_or_its_comments_show(life: Life) -> None:
+    for fact, before, after in zip(life.facts[1:], life.states, life.states[1:], strict=False):
+        if isinstance(fact, CommentFact):
+            assert before.comments != after.comments
+            assert not isinstance(fact, CommentEdited) or fact.body != fact.previous
+        else:
+            assert changes(before, after)
+            assert before.comments is after.comments
 
 
 @thoroughly
 @given(lives)
 def test_a_decision_is_pure_and_a_refused_command_leaves_the_ticket_as_it_was(life: Life) -> None:
     for decided in life.decided:
-        was = msgspec.json.encode(decided.before)
-        again = asked_again(decided.before, decided)
+        was = repr(decided.before)
+        again = asked_again(life, decided.before, decided)
         if isinstance(again, Refusal):
             details = None if decided.refusal is None else decided.refusal.details
             assert (type(again), again.details) == (type(decided.refusal), details)
@@ -278,20 +386,25 @@ def test_a_decision_is_pure_and_a_refused_command_leaves_the_ticket_as_it_was(li
         else:
             assert decided.refusal is None
             assert again == decided.facts
-        assert msgspec.json.encode(decided.before) == was
+        assert repr(decided.before) == was
 
 
 @thoroughly
 @given(lives)
-def test_asking_for_the_same_again_at_once_changes_nothing(life: Life) -> None:
+def test_asking_for_the_same_again_at_once_changes_nothing_but_for_what_is_said_twice(life: Life) -> None:
     for decided in life.decided:
         after = fold(decided.facts, decided.before)
         assert after is not None
         if decided.refusal is not None or not decided.facts:
             continue
-        again = asked_again(after, decided)
+        again = asked_again(life, after, decided)
         if isinstance(again, TicketClosed | TicketDeleted):
             assert after.status is Status.CLOSED or after.deleted
+        elif isinstance(decided.command, AddComment):
+            assert not isinstance(again, Refusal)
+            assert [type(fact) for fact in again] == [CommentAdded], "and nothing opens twice"
+        elif isinstance(decided.command, DeleteComment):
+            assert isinstance(again, NotFound)
         else:
             assert again == ()
 
@@ -300,15 +413,102 @@ def test_asking_for_the_same_again_at_once_changes_nothing(life: Life) -> None:
 @given(lives)
 def test_nobody_changes_what_they_cannot_see_and_end_users_no_more_than_their_own_text(life: Life) -> None:
     for decided in life.decided:
-        if decided.actor.role is not Role.END_USER:
-            assert not isinstance(decided.refusal, NotFound)
+        command, actor = decided.command, decided.actor
+        about = None
+        if isinstance(command, EditComment | DeleteComment):
+            about = decided.before.comments.get(command.comment_id)
+            hidden = about is None or (about.internal and not actor.is_staff)
+        else:
+            hidden = False
+        if actor.role is not Role.END_USER:
+            assert isinstance(decided.refusal, NotFound) is hidden
             continue
-        if decided.actor.id != decided.before.requester_id:
+        if actor.id != decided.before.requester_id or hidden:
             assert isinstance(decided.refusal, NotFound)
-        elif not isinstance(decided.command, Edit | ChangeStatus):
+        elif about is not None:
+            assert isinstance(decided.refusal, Forbidden) is (about.author.id != actor.id)
+        elif isinstance(command, AddComment):
+            assert isinstance(decided.refusal, Forbidden) is command.internal
+        elif not isinstance(command, Edit | ChangeStatus):
             assert isinstance(decided.refusal, Forbidden)
         elif decided.facts and isinstance(decided.command, ChangeStatus):
             assert decided.command.status is Status.REOPENED
+
+
+# What is said
+
+
+@thoroughly
+@given(lives)
+def test_a_comment_says_what_was_written_last_and_is_changed_by_nobody_who_may_not(life: Life) -> None:
+    texts: dict[UUID, str] = {}
+    for decided in life.decided:
+        for fact in decided.facts:
+            match fact:
+                case CommentAdded():
+                    assert fact.author == By(decided.actor.id, decided.actor.username, decided.actor.role)
+                    texts[fact.comment_id] = fact.body
+                case CommentEdited():
+                    assert decided.before.comments[fact.comment_id].author.id == decided.actor.id
+                    assert fact.previous == texts[fact.comment_id]
+                    texts[fact.comment_id] = fact.body
+                case CommentDeleted():
+                    wrote = decided.before.comments[fact.comment_id].author.id == decided.actor.id
+                    assert wrote or decided.actor.role in {Role.TEAM_LEAD, Role.MANAGER, Role.ADMIN}
+                    assert fact.previous == texts.pop(fact.comment_id)
+                case _:
+                    pass
+        after = fold(decided.facts, decided.before)
+        assert after is not None
+        assert {one: text_of(life, after, one) for one in after.comments} == texts
+        assert after.internal_comments == sum(comment.internal for comment in after.comments.values())
+
+
+@thoroughly
+@given(lives)
+def test_the_requesters_public_comment_and_no_other_opens_a_ticket_that_waits_for_information(life: Life) -> None:
+    for decided in life.decided:
+        if not isinstance(decided.command, AddComment) or decided.refusal is not None:
+            continue
+        after = fold(decided.facts, decided.before)
+        assert after is not None
+        answers = decided.actor.id == decided.before.requester_id and not decided.command.internal
+        opens = answers and decided.before.status is Status.PENDING_INFO
+        assert after.status is (Status.OPEN if opens else decided.before.status)
+
+
+@thoroughly
+@given(lives)
+def test_without_its_internal_comments_a_life_shows_everybody_the_same_at_every_moment(life: Life) -> None:
+    """Only the version says that something happened."""
+    public = [fact for fact in life.facts if not is_internal(fact)]
+    ticket, seen = None, 0
+    for fact, state in zip(life.facts, life.states, strict=True):
+        if not is_internal(fact):
+            (again,) = numbered([public[seen]], after=seen)
+            ticket, seen = evolve(again, ticket), seen + 1
+        assert ticket is not None
+        for at in (None, state.changed_at + timedelta(days=1)):
+            assert replace(view(ticket, at), version=state.version) == view(state, at)
+
+
+@thoroughly
+@given(lives)
+def test_a_ticket_counts_the_comments_that_the_read_model_has_for_each_reader(life: Life) -> None:
+    rows: dict[UUID, dict[str, Any]] = {}
+    states = zip(life.facts, [None, *life.states], life.states, strict=False)
+    for position, (fact, before, after) in enumerate(states, 1):
+        envelope = Envelope(position, fact.timestamp, ABOUT)
+        for row in COMMENTS.rows(Step(fact, envelope, before, after)):
+            named = dict(zip(COMMENTS.columns, row, strict=True))
+            rows[named["comment_id"]] = named
+        there = [row for row in rows.values() if not row["deleted"]]
+        assert view(after, internal=True).comment_count == len(there)
+        assert view(after).comment_count == sum(not row["internal"] for row in there)
+        docs = {row["comment_id"]: msgspec.json.decode(row["doc"]) for row in there}
+        people_said = {one: doc["body"] for one, doc in docs.items() if not doc["system"]}
+        assert people_said == {one: text_of(life, after, one) for one in after.comments}
+        assert not any(row["doc"] for row in rows.values() if row["deleted"]), "a text that was taken back is nowhere"
 
 
 # Replay
@@ -340,25 +540,45 @@ def test_replaying_what_was_stored_gives_the_same_ticket(life: Life) -> None:
 ABOUT: Final = Metadata(actor=By(CAST[0].id, "alice", Role.END_USER), command_id=UUID(int=77))
 
 
+@pytest.mark.parametrize("reader", ["staff", "everybody"])
 @thoroughly
-@given(lives)
-def test_the_history_applied_in_order_rebuilds_what_the_ticket_showed_at_every_version(life: Life) -> None:
+@given(life=lives)
+def test_the_history_applied_in_order_rebuilds_what_the_ticket_showed_at_every_version(reader: str, life: Life) -> None:
+    staff = reader == "staff"
     shown: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     before: Ticket | None = None
     for position, (fact, after) in enumerate(zip(life.facts, life.states, strict=True), 1):
         envelope = Envelope(position, fact.timestamp, ABOUT)
         line = msgspec.json.decode(msgspec.json.encode(entry(fact, envelope, before, after)))
-        now = msgspec.json.decode(document(after))
+        now = msgspec.json.decode(document(after, internal=staff))
         if before is None:
             shown = _with_nothing_in_it(now)
-        for change in line["changes"]:
+        internal = line["metadata"].get("internal", False)
+        for change in line["changes"] if staff or not internal else []:
+            assert change["new"] != change["old"]
+            if change["field"] == "comment":
+                _say(texts, line["metadata"]["comment_id"], change)
+                shown["comment_count"] += (change["old"] is None) - (change["new"] is None)
+                continue
             holder, name = _place(shown, change["field"])
             assert holder[name] == change["old"]
-            assert change["new"] != change["old"]
             holder[name] = change["new"]
-        shown["version"], shown["updated_at"] = line["version"], line["occurred_at"]
+            shown["comment_count"] += name == "status" and change["old"] is not None
+        shown["version"] = line["version"]
+        shown["updated_at"] = shown["updated_at"] if internal else line["occurred_at"]
         assert shown == now
+        seen = {one: text_of(life, after, one) for one, it in after.comments.items() if staff or not it.internal}
+        assert texts == {str(one): text for one, text in seen.items()}
         before = after
+
+
+def _say(texts: dict[str, str], comment_id: str, change: dict[str, Any]) -> None:
+    assert texts.get(comment_id) == change["old"]
+    if change["new"] is None:
+        del texts[comment_id]
+    else:
+        texts[comment_id] = change["new"]
 
 
 def _with_nothing_in_it(shown: dict[str, Any]) -> dict[str, Any]:
@@ -386,7 +606,8 @@ def test_nothing_that_is_shown_differs_where_the_history_says_nothing_changed(li
         if before is not None:
             named = {change.field.split(".")[0] for change in changes(before, after)}
             old, new = msgspec.to_builtins(view(before)), msgspec.to_builtins(view(after))
-            assert {name for name in new if old[name] != new[name]} - {"version", "updated_at"} == named
+            different = {name for name in new if old[name] != new[name]}
+            assert different - {"version", "updated_at", "comment_count"} == named
 
 
 # Stored bytes
@@ -400,9 +621,12 @@ def values_of(kind: Any) -> SearchStrategy[Any]:
         return st.lists(values_of(get_args(kind)[0]), max_size=5).map(tuple)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return st.sampled_from(kind)
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return st.builds(kind, **{one.name: values_of(one.type) for one in msgspec.structs.fields(kind)})
     simple: dict[Any, SearchStrategy[Any]] = {
         str: text,
         int: st.integers(1, 2**31),
+        bool: st.booleans(),
         UUID: st.uuids(),
         datetime: instants,
         type(None): st.none(),
@@ -464,6 +688,34 @@ def test_who_did_it_and_from_where_is_read_as_it_was_written(about: Metadata) ->
 
 
 # The search itself
+
+
+def _met(life: Life) -> set[str]:
+    """What the properties are about, and a random life could pass by."""
+    met = {f"{'internal' if is_internal(fact) else 'public'}: {type(fact).__name__}" for fact in life.facts}
+    for decided in life.decided:
+        if isinstance(decided.command, AddComment) and len(decided.facts) > 1:
+            met.add("a comment that opens")
+    for fact, before, after in zip(life.facts[1:], life.states, life.states[1:], strict=False):
+        if isinstance(fact, CommentAdded) and before.responded_at is not after.responded_at:
+            met.add("a comment that is the response")
+    return met
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(f"{kind}: {fact.__name__}" for kind in ("internal", "public") for fact in get_args(CommentFact)),
+        "a comment that opens",
+        "a comment that is the response",
+    ],
+)
+def test_random_lives_meet_all_that_is_special_about_comments(what: str) -> None:
+    assert what in find(
+        lives.map(_met),
+        lambda met: what in met,
+        settings=settings(max_examples=300, phases=[Phase.generate], database=None),
+    )
 
 
 @pytest.mark.parametrize("kind", get_args(TicketEvent), ids=lambda kind: kind.TOPIC)

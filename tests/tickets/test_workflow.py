@@ -6,6 +6,7 @@ Deliberately absent: who may do it; here an administrator asks (test_permissions
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 from msgspec import UNSET
@@ -15,18 +16,25 @@ from tests.tickets.given_when_then import (
     ADMIN,
     ALICE,
     BOB,
+    CAST,
+    COMMENT,
     DEV,
     LATER,
     MOMENT,
+    NEW_COMMENT,
     NOBODY_KNOWN,
     NOTES,
     SENIOR,
     START,
     TICKET,
     WEB_DEV,
+    WORDS,
     a_ticket,
     assigned,
     closed,
+    comment_deleted,
+    comment_edited,
+    commented,
     created,
     deleted,
     due_dates_moved,
@@ -41,7 +49,20 @@ from tests.tickets.given_when_then import (
     restored,
     way_to,
 )
-from tickets.commands import Assign, ChangeStatus, Command, Delete, Edit, Policy, Restore, steps
+from tickets.commands import (
+    AddComment,
+    Assign,
+    Change,
+    ChangeStatus,
+    Command,
+    Delete,
+    DeleteComment,
+    Edit,
+    EditComment,
+    Policy,
+    Restore,
+    steps,
+)
 from tickets.errors import (
     Forbidden,
     IllegalTransition,
@@ -56,7 +77,11 @@ from tickets.errors import (
 )
 from tickets.events import (
     Assigned,
+    By,
     Closed,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
     Deleted,
     DueDatesMoved,
     Edited,
@@ -100,8 +125,19 @@ COMMANDS: dict[str, Command] = {
     **{f"to {status}": ChangeStatus(status=status, reason=NOTES) for status in Status},
     "delete": Delete(),
     "restore": Restore(),
+    "comment": AddComment(body="Any news?"),
+    "comment internally": AddComment(body="Any news?", internal=True),
+    "edit a comment": EditComment(comment_id=COMMENT, body="Another text"),
+    "delete a comment": DeleteComment(comment_id=COMMENT),
 }
 """Every command; none of them asks for what is so already, but for the step to where a ticket is."""
+
+FACT_ABOUT_COMMENTS: dict[str, type[TicketEvent]] = {
+    "comment": CommentAdded,
+    "comment internally": CommentAdded,
+    "edit a comment": CommentEdited,
+    "delete a comment": CommentDeleted,
+}
 
 FACT_OF_STEP: dict[Status, type[TicketEvent]] = {
     NEW: StatusChanged,
@@ -117,7 +153,7 @@ FACT_OF_STEP: dict[Status, type[TicketEvent]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A ticket with a status, deleted or not, and a command."""
+    """A ticket with a status, deleted or not, of which an administrator said something, and a command."""
 
     status: Status
     deleted: bool
@@ -140,6 +176,8 @@ class Cell:
             return TicketDeleted
         if self.status is CLOSED and to is not REOPENED:
             return TicketClosed
+        if self.name in FACT_ABOUT_COMMENTS:
+            return (FACT_ABOUT_COMMENTS[self.name],)
         if self.name == "edit":
             return (Edited,)
         if self.name == "assign":
@@ -166,14 +204,14 @@ CELLS = [Cell(status, deleted, name) for deleted in (False, True) for status in 
 
 
 def test_the_cells_are_all_there_are() -> None:
-    assert len(CELLS) == 8 * 2 * 12
-    assert {type(command) for command in COMMANDS.values()} == {Edit, Assign, ChangeStatus, Delete, Restore}
+    assert len(CELLS) == 8 * 2 * 16
+    assert {type(command) for command in COMMANDS.values()} == set(get_args(Change))
     assert set(STEPS) == set(Status)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_each_command_on_a_ticket_in_each_state_does_what_the_contract_says(cell: Cell) -> None:
-    story = a_ticket(cell.status, *([deleted()] if cell.deleted else []))
+    story = a_ticket(cell.status, commented(ADMIN), *([deleted()] if cell.deleted else []))
     assert (story.ticket.status, story.ticket.deleted) == (cell.status, cell.deleted)
 
     decision = story.when(cell.command)
@@ -505,6 +543,146 @@ def test_a_new_priority_alone_is_no_edit() -> None:
     given(created()).when(Edit(priority=Priority.P4)).then(Prioritized, DueDatesMoved)
 
 
+# Comments
+
+
+def test_a_comment_is_its_authors_as_they_were_when_they_wrote_it() -> None:
+    for who in CAST[2:]:
+        a_ticket(OPEN).when(AddComment(body="Any news?"), by=who).then(
+            commented(who, "Any news?", comment_id=NEW_COMMENT)
+        )
+    a_ticket(OPEN).when(AddComment(body="Any news?", internal=True), by=DEV).then(
+        commented(DEV, "Any news?", internal=True, comment_id=NEW_COMMENT)
+    )
+
+
+def test_a_closed_ticket_takes_no_comment() -> None:
+    for who in (ALICE, DEV, ADMIN):
+        a_ticket(CLOSED).when(AddComment(body="One more thing"), by=who).then_refused(TicketClosed)
+    story = a_ticket(CLOSED, commented(ADMIN))
+    story.when(EditComment(comment_id=COMMENT, body="Another")).then_refused(TicketClosed)
+    story.when(EditComment(comment_id=COMMENT, body=WORDS)).then_refused(TicketClosed)
+    story.when(DeleteComment(comment_id=COMMENT)).then_refused(TicketClosed)
+
+
+def test_a_deleted_ticket_takes_no_comment() -> None:
+    for status in Status:
+        for who in (ALICE, DEV, ADMIN):
+            a_ticket(status, deleted()).when(AddComment(body="Hello?"), by=who).then_refused(TicketDeleted)
+
+
+@pytest.mark.parametrize("status", Status)
+@pytest.mark.parametrize("kind", ["public", "internal"])
+@pytest.mark.parametrize("who", CAST, ids=lambda who: who.username)
+def test_the_requesters_public_comment_opens_a_ticket_that_waits_for_information_and_nothing_else_does(
+    status: Status, kind: str, who: Actor
+) -> None:
+    """Whoever it is that requested it; `who` requested one ticket, and of another they only speak."""
+    internal = kind == "internal"
+    for story, is_requester in ((given(created(by=who), *way_to(status)), True), (a_ticket(status), who is ALICE)):
+        decision = story.when(AddComment(body="It is the second one", internal=internal), by=who)
+        if decision.refusal is not None:
+            over = status is CLOSED
+            hidden = who is BOB and not is_requester
+            assert over or hidden or (internal and not who.is_staff)
+            continue
+        said = commented(who, "It is the second one", internal=internal, comment_id=NEW_COMMENT)
+        if status is PENDING_INFO and is_requester and not internal:
+            decision.then(said, moved(OPEN), DueDatesMoved)
+            assert (decision.ticket.status, decision.ticket.paused_since) == (OPEN, None)
+        else:
+            decision.then(said)
+            assert decision.ticket.status is status
+
+
+def test_the_pause_that_a_comment_ends_is_added_to_the_resolution() -> None:
+    story = a_ticket(PENDING_INFO)
+    decision = story.when(AddComment(body="It is the second one"), by=ALICE, at=LATER)
+    decision.then(
+        CommentAdded,
+        StatusChanged,
+        due_dates_moved(story.ticket.response_due_at, story.ticket.resolution_due_at + (LATER - START)),
+    )
+    assert decision.ticket.paused_for == LATER - START
+
+
+@pytest.mark.parametrize("who", [DEV, SENIOR, ADMIN], ids=lambda who: who.username)
+def test_the_first_public_comment_by_staff_is_the_response(who: Actor) -> None:
+    for status in (NEW, OPEN, PENDING_INFO):
+        first = a_ticket(status).when(AddComment(body="On it"), by=who, at=LATER)
+        assert first.ticket.responded_at == LATER
+        second = a_ticket(status, commented(who, at=LATER)).when(AddComment(body="Still"), by=who, at=LATER + MOMENT)
+        assert second.ticket.responded_at == LATER
+    own = given(created(by=who)).when(AddComment(body="I am staff, and asked for it"), by=who, at=LATER)
+    assert own.ticket.responded_at == LATER
+
+
+def test_a_comment_by_an_end_user_or_an_internal_one_is_no_response() -> None:
+    for status in (NEW, OPEN, PENDING_INFO):
+        story = a_ticket(status)
+        assert story.when(AddComment(body="Hello?"), by=ALICE).ticket.responded_at is None
+        assert story.when(AddComment(body="Who?", internal=True), by=DEV).ticket.responded_at is None
+    imported = replace(commented(ADMIN), author=By(ADMIN.id, None, None))
+    assert a_ticket(OPEN, imported).ticket.responded_at is None, "whose role is not known is not taken for staff"
+
+
+def test_work_that_began_before_is_the_response_and_no_comment_after_it() -> None:
+    ticket = a_ticket(IN_PROGRESS).when(AddComment(body="On it"), by=DEV, at=LATER).ticket
+    assert ticket.responded_at == START
+
+
+def test_the_response_stays_when_the_comment_that_it_was_is_taken_back() -> None:
+    story = a_ticket(OPEN, commented(DEV))
+    assert story.ticket.responded_at == START
+    assert story.when(DeleteComment(comment_id=COMMENT), by=DEV).ticket.responded_at == START
+
+
+def test_an_edit_of_a_comment_keeps_what_stood_there() -> None:
+    story = a_ticket(OPEN, commented(DEV))
+    once = story.when(EditComment(comment_id=COMMENT, body="Twice"), by=DEV).then(comment_edited("Twice"))
+    again = once.and_then().when(EditComment(comment_id=COMMENT, body="Thrice"), by=DEV)
+    again.then(comment_edited("Thrice", previous="Twice"))
+    gone = again.and_then().when(DeleteComment(comment_id=COMMENT), by=DEV)
+    gone.then(comment_deleted(previous="Thrice"))
+    after = again.ticket.comments[COMMENT]
+    assert (after.author.id, after.created_at, after.edited_at) == (DEV.id, START, LATER)
+
+
+def test_what_is_said_of_an_internal_comment_is_internal_as_well() -> None:
+    story = a_ticket(OPEN, commented(DEV, internal=True))
+    story.when(EditComment(comment_id=COMMENT, body="Twice"), by=DEV).then(comment_edited("Twice", internal=True))
+    story.when(DeleteComment(comment_id=COMMENT), by=DEV).then(comment_deleted(internal=True))
+
+
+def test_an_edit_to_what_a_comment_says_changes_nothing() -> None:
+    a_ticket(OPEN, commented(DEV)).when(EditComment(comment_id=COMMENT, body=WORDS), by=DEV).then_nothing()
+
+
+def test_a_comment_that_was_deleted_is_not_there_any_more() -> None:
+    story = a_ticket(OPEN, commented(DEV), comment_deleted())
+    assert not story.ticket.comments
+    for who in (DEV, ADMIN):
+        story.when(EditComment(comment_id=COMMENT, body="Another"), by=who).then_refused(NotFound)
+        story.when(DeleteComment(comment_id=COMMENT), by=who).then_refused(NotFound)
+
+
+def test_an_internal_comment_moves_the_version_and_nothing_else_that_everybody_sees() -> None:
+    story = a_ticket(PENDING_INFO)
+    after = story.when(AddComment(body="Who is that?", internal=True), by=DEV, at=LATER).ticket
+    (comment,) = after.comments.values()
+    assert comment.internal
+    assert after == replace(
+        story.ticket, version=story.ticket.version + 1, comments=after.comments, internal_comments=1, unseen_at=LATER
+    )
+    assert after.changed_at == LATER
+    assert after.public_comments == story.ticket.public_comments == 2, "two changes of status"
+
+
+def test_the_system_says_something_at_each_change_of_status_and_at_nothing_else() -> None:
+    story = given(created(), *way_to(CLOSED), reopened(), edited(title="Another"), assigned(DEV), deleted(), restored())
+    assert story.ticket.public_comments == len(way_to(CLOSED)) + 1
+
+
 # If-Match
 
 
@@ -553,8 +731,23 @@ def test_there_is_nothing_to_be_asked_of_a_ticket_that_is_not_there() -> None:
         (*numbered([created()]), *numbered([moved(OPEN)], after=2)),
         (*numbered([created(), moved(OPEN)]), *numbered([moved(OPEN)], after=1)),
         (*numbered([created()]), replace(*numbered([moved(OPEN)], after=1), originator_id=DEV.id)),
+        numbered([created(), commented(), commented()]),
+        numbered([created(), comment_edited("Another")]),
+        numbered([created(), comment_deleted()]),
+        numbered([created(), commented(), comment_deleted(), comment_edited("Another")]),
     ],
-    ids=["no beginning", "two beginnings", "a late beginning", "a gap", "a version twice", "another ticket's"],
+    ids=[
+        "no beginning",
+        "two beginnings",
+        "a late beginning",
+        "a gap",
+        "a version twice",
+        "another ticket's",
+        "a comment twice",
+        "an edit of no comment",
+        "a deletion of no comment",
+        "an edit of a comment that is gone",
+    ],
 )
 def test_facts_that_do_not_follow_are_a_broken_stream(broken: tuple[TicketEvent, ...]) -> None:
     with pytest.raises(BrokenStream):

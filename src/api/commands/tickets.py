@@ -4,20 +4,20 @@ Most bodies are the commands themselves; the others are here. Deliberately absen
 tickets/commands.py.
 """
 
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from litestar import Response, delete, patch, post, put
 from msgspec import Struct
 
+from api.commands.handling import COMMAND, about, handled
 from api.openapi import answers
 from api.problems import InvalidRequest
-from api.requests import Answer, ApiRequest, asked, before_command, body, header, installation, no_body
+from api.requests import Answer, ApiRequest, body, installation, no_body
 from projections.tickets import TicketView, document
 from tickets.commands import Assign, ChangeStatus, Command, Create, Delete, Edit, Restore
 from tickets.lifecycle import Status
 from tickets.sla import Priority
-from tickets.ticket import Ticket
 from tickets.values import Category, Description, Environment, Reason, ServiceName, Tags, Title
 
 
@@ -51,7 +51,7 @@ class Reopening(Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Reason
 
 
-BODIES: Final[dict[str, type[Struct]]] = {
+TICKET_BODIES: Final[dict[str, type[Struct]]] = {
     "createTicket": Create,
     "replaceTicket": WholeTicket,
     "editTicket": Edit,
@@ -61,37 +61,22 @@ BODIES: Final[dict[str, type[Struct]]] = {
     "closeTicket": Closing,
     "reopenTicket": Reopening,
 }
-"""The body of each operation that has one."""
+"""The body of each operation here that has one."""
 
-_COMMAND: Final[dict[str, Any]] = {
-    "before_request": before_command,
-    "security": [{"bearer": []}],
-    "tags": ["Commands"],
-}
 _TICKET: Final = answers(200, TicketView, "The ticket after it.")
-
-
-async def _handled(request: ApiRequest, command: Command, ticket_id: UUID | None) -> tuple[Ticket, dict[str, str]]:
-    """Have the command handled: the ticket after it, and what the headers say of that."""
-    answer = await installation(request).handler.handle(command, ticket_id, asked(request))
-    headers = {"ETag": f'"{answer.ticket.version}"', "Ledger-Position": str(answer.position)}
-    if answer.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    if "return=minimal" in (header(request, b"prefer") or "").replace(" ", "").lower():
-        headers["Preference-Applied"] = "return=minimal"
-    return answer.ticket, headers
 
 
 async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, status: int = 200) -> Answer:
     """Have the command handled, and answer with the ticket after it."""
-    ticket, headers = await _handled(request, command, ticket_id)
+    answer = await handled(request, command, ticket_id)
+    ticket, headers = answer.ticket, about(request, answer)
     if status == 201:
         headers["Location"] = f"{installation(request).settings.api_v1_prefix}/tickets/{ticket.id}"
     if "Preference-Applied" in headers:
         return Answer(headers, status=201 if status == 201 else 204)
     # As of the ticket's own time, so that the same command has the same answer whenever it is asked again.
-    body = document(ticket, ticket.updated_at)
-    return Answer(headers, body, status)
+    shown = document(ticket, ticket.changed_at, internal=request.user.is_staff)
+    return Answer(headers, shown, status)
 
 
 @post(
@@ -99,14 +84,14 @@ async def _do(request: ApiRequest, command: Command, ticket_id: UUID | None, sta
     operation_id="createTicket",
     status_code=201,
     responses=answers(201, TicketView, "The new ticket."),
-    **_COMMAND,
+    **COMMAND,
 )
 async def create_ticket(request: ApiRequest) -> Answer:
     """Ask for something. Staff may ask on somebody's behalf, by `requester_id`."""
     return await _do(request, await body(request, Create), None, 201)
 
 
-@put("/tickets/{ticket_id:uuid}", operation_id="replaceTicket", responses=_TICKET, **_COMMAND)
+@put("/tickets/{ticket_id:uuid}", operation_id="replaceTicket", responses=_TICKET, **COMMAND)
 async def replace_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Put all editable fields anew. An optional field that is not there is cleared."""
     data = await body(request, WholeTicket)
@@ -122,7 +107,7 @@ async def replace_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     return await _do(request, command, ticket_id)
 
 
-@patch("/tickets/{ticket_id:uuid}", operation_id="editTicket", responses=_TICKET, **_COMMAND)
+@patch("/tickets/{ticket_id:uuid}", operation_id="editTicket", responses=_TICKET, **COMMAND)
 async def edit_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Put some editable fields anew (RFC 7396): null clears an optional one, what is not there stays."""
     return await _do(request, await body(request, Edit), ticket_id)
@@ -133,13 +118,13 @@ async def edit_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     operation_id="deleteTicket",
     status_code=204,
     responses=answers(204, None, "Deleted; its history stays."),
-    **_COMMAND,
+    **COMMAND,
 )
 async def delete_ticket(request: ApiRequest, ticket_id: UUID) -> Response[None]:
     """Take a ticket out of sight."""
     await no_body(request)
-    _, headers = await _handled(request, Delete(), ticket_id)
-    return Response(None, status_code=204, headers=headers)
+    answer = await handled(request, Delete(), ticket_id)
+    return Response(None, status_code=204, headers=about(request, answer))
 
 
 @post(
@@ -147,7 +132,7 @@ async def delete_ticket(request: ApiRequest, ticket_id: UUID) -> Response[None]:
     operation_id="restoreTicket",
     status_code=200,
     responses=_TICKET,
-    **_COMMAND,
+    **COMMAND,
 )
 async def restore_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Bring a deleted ticket back."""
@@ -155,13 +140,13 @@ async def restore_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     return await _do(request, Restore(), ticket_id)
 
 
-@put("/tickets/{ticket_id:uuid}/assign", operation_id="assignTicket", responses=_TICKET, **_COMMAND)
+@put("/tickets/{ticket_id:uuid}/assign", operation_id="assignTicket", responses=_TICKET, **COMMAND)
 async def assign_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Pass responsibility to a person, a team or both; null takes it away. Opens a NEW ticket."""
     return await _do(request, await body(request, Assign), ticket_id)
 
 
-@patch("/tickets/{ticket_id:uuid}/status", operation_id="changeStatus", responses=_TICKET, **_COMMAND)
+@patch("/tickets/{ticket_id:uuid}/status", operation_id="changeStatus", responses=_TICKET, **COMMAND)
 async def change_status(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Take a step of the workflow. To RESOLVED, `reason` is the resolution and required."""
     data = await body(request, ChangeStatus)
@@ -175,7 +160,7 @@ async def change_status(request: ApiRequest, ticket_id: UUID) -> Answer:
     operation_id="resolveTicket",
     status_code=200,
     responses=_TICKET,
-    **_COMMAND,
+    **COMMAND,
 )
 async def resolve_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Say what was done."""
@@ -188,7 +173,7 @@ async def resolve_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     operation_id="closeTicket",
     status_code=200,
     responses=_TICKET,
-    **_COMMAND,
+    **COMMAND,
 )
 async def close_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """End a resolved ticket. The body may be left out."""
@@ -201,7 +186,7 @@ async def close_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     operation_id="reopenTicket",
     status_code=200,
     responses=_TICKET,
-    **_COMMAND,
+    **COMMAND,
 )
 async def reopen_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Say that it is not over; a closed ticket only within the reopen window."""
@@ -209,7 +194,7 @@ async def reopen_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     return await _do(request, ChangeStatus(status=Status.REOPENED, reason=data.reason), ticket_id)
 
 
-COMMAND_ROUTES: Final = (
+TICKET_ROUTES: Final = (
     create_ticket,
     replace_ticket,
     edit_ticket,
@@ -221,4 +206,4 @@ COMMAND_ROUTES: Final = (
     close_ticket,
     reopen_ticket,
 )
-"""All commands."""
+"""All commands about tickets."""

@@ -10,12 +10,13 @@ from uuid import UUID
 
 import msgspec
 from litestar import get
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api.openapi import answers
 from api.problems import InvalidRequest
 from api.requests import Answer, ApiRequest, before_query, installation, not_modified, query
-from projections import history, tickets
+from projections import comments, history, tickets
+from projections.comments import CommentView
 from projections.history import Action, Entry
 from projections.tickets import Filter, Sort, TicketView
 from tickets.commands import may, steps
@@ -37,12 +38,30 @@ PersonId = Annotated[
         description="A person's id, `me` or `none`.",
     ),
 ]
-SortBy = Literal["created_at", "-created_at", "updated_at", "-updated_at", "priority", "-priority", "status", "-status"]
+SortBy = Literal[
+    "relevance",
+    "-relevance",
+    "created_at",
+    "-created_at",
+    "updated_at",
+    "-updated_at",
+    "priority",
+    "-priority",
+    "status",
+    "-status",
+]
+
+
+_Q: Final = (
+    'What to search for in number, title, description and comments: words, "phrases", or, -not. All of it must be in '
+    "the ticket's own text or in one comment."
+)
 
 
 class ListQuery(Struct, frozen=True, kw_only=True):
     """What a list can be asked for. A repeated parameter means any of its values."""
 
+    q: Annotated[str, Meta(max_length=10_000, description=_Q)] | None = None
     status: tuple[Status, ...] = ()
     priority: tuple[Priority, ...] = ()
     category: tuple[Category, ...] = ()
@@ -57,7 +76,12 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     updated_from: Moment | None = None
     updated_to: Moment | None = None
     breached: bool | None = None
-    sort: SortBy = "-created_at"
+    sort: (
+        Annotated[
+            SortBy, Meta(description="By default -created_at, with `q` by relevance, which is best first either way.")
+        ]
+        | None
+    ) = None
     page: Number | None = None
     page_size: PageSize = 20
     cursor: Text | None = None
@@ -78,6 +102,13 @@ class HistoryQuery(Struct, frozen=True, kw_only=True):
     page_size: PageSize = 20
 
 
+class CommentQuery(Struct, frozen=True, kw_only=True):
+    """Which comments."""
+
+    cursor: Text | None = None
+    page_size: PageSize = 20
+
+
 class NoQuery(Struct, frozen=True):
     """No parameters."""
 
@@ -87,14 +118,21 @@ QUERIES: Final[dict[str, type[Struct]]] = {
     "getTicket": TicketQuery,
     "getHistory": HistoryQuery,
     "getTransitions": NoQuery,
+    "listComments": CommentQuery,
 }
 """The parameters of each operation here."""
+
+
+class ListedTicket(TicketView, frozen=True):
+    """A ticket in a list; with `q`, the places that have what was searched for: HTML, the words in <mark>."""
+
+    highlights: list[str] | UnsetType = UNSET
 
 
 class TicketList(Struct):
     """A page of tickets."""
 
-    items: list[TicketView]
+    items: list[ListedTicket]
     page: int | None
     page_size: int
     total: int
@@ -106,6 +144,17 @@ class History(Struct):
     """A page of a ticket's audit trail, oldest first."""
 
     items: list[Entry]
+    page: int | None
+    page_size: int
+    total: int
+    total_is_exact: bool
+    next_cursor: str | None
+
+
+class CommentList(Struct):
+    """A page of a ticket's comments, oldest first."""
+
+    items: list[CommentView]
     page: int | None
     page_size: int
     total: int
@@ -148,11 +197,16 @@ async def list_tickets(request: ApiRequest) -> Answer:
     wanted = query(request, ListQuery)
     if wanted.page is not None and wanted.cursor is not None:
         raise InvalidRequest("cursor", "page and cursor cannot go together")
+    q = wanted.q if wanted.q and wanted.q.strip() else None  # an empty search box
+    sort = wanted.sort or ("-created_at" if q is None else "relevance")
+    if q is None and "relevance" in sort:
+        raise InvalidRequest("sort", "goes by relevance only with q")
     served, actor = installation(request), request.user
     position = served.freshness.projected
     found = await tickets.search(
         served.ledger.pool,
         Filter(
+            q=q,
             status=wanted.status,
             priority=wanted.priority,
             category=wanted.category,
@@ -170,8 +224,8 @@ async def list_tickets(request: ApiRequest) -> Answer:
             breached=wanted.breached,
             visible_to=None if actor.is_staff else actor.id,
         ),
-        sort=Sort(wanted.sort.lstrip("-")),
-        descending=wanted.sort.startswith("-"),
+        sort=Sort(sort.removeprefix("-")),
+        descending=sort.startswith("-") or sort == "relevance",
         page=wanted.page or 1,
         page_size=wanted.page_size,
         cursor=wanted.cursor,
@@ -206,7 +260,7 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     then = _visible(await served.handler.ticket(ticket_id, upto=upto), request.user)
     if version is not None and then.version != version:
         raise NotFound
-    body = tickets.document(then, at or then.updated_at)
+    body = tickets.document(then, at or then.updated_at, internal=request.user.is_staff)
     return _ticket(request, body, then.version, max(position, served.ledger.newest))
 
 
@@ -224,6 +278,7 @@ async def get_history(request: ApiRequest, ticket_id: UUID) -> Answer:
     read = await history.read(
         served.ledger.pool,
         ticket_id,
+        internal=request.user.is_staff,
         actions=wanted.action,
         after=int(wanted.cursor or 0),
         page_size=wanted.page_size,
@@ -257,7 +312,35 @@ async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Answer:
     return _json(_encode(answer), served.ledger.newest, {"ETag": f'"{ticket.version}"'})
 
 
-QUERY_ROUTES: Final = (list_tickets, get_ticket, get_history, get_transitions)
+@get(
+    "/tickets/{ticket_id:uuid}/comments",
+    operation_id="listComments",
+    responses=answers(200, CommentList, "A page of comments."),
+    **_QUERY,
+)
+async def list_comments(request: ApiRequest, ticket_id: UUID) -> Answer:
+    """What was said of the ticket, oldest first, with a line by the system for each change of status."""
+    served, wanted = installation(request), query(request, CommentQuery)
+    position = served.freshness.projected
+    await _found(request, ticket_id)
+    read = await comments.read(
+        served.ledger.pool,
+        ticket_id,
+        internal=request.user.is_staff,
+        cursor=wanted.cursor,
+        page_size=wanted.page_size,
+    )
+    about = {
+        "page": None if wanted.cursor is not None else 1,
+        "page_size": wanted.page_size,
+        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
+        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
+        "next_cursor": read.next_cursor,
+    }
+    return _list(request, read.docs, about, position)
+
+
+QUERY_ROUTES: Final = (list_tickets, get_ticket, get_history, get_transitions, list_comments)
 """All queries."""
 
 
@@ -269,7 +352,7 @@ def _visible(ticket: Ticket | None, actor: Actor) -> Ticket:
 
 async def _found(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
     """The ticket in the read model, if the caller may see it."""
-    found = await tickets.find(installation(request).ledger.pool, ticket_id)
+    found = await tickets.find(installation(request).ledger.pool, ticket_id, internal=request.user.is_staff)
     if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
         raise NotFound
     return found
