@@ -287,15 +287,16 @@ create table if not exists read_model.comments (
   comment_id uuid primary key,
   ticket_id  uuid not null,
   position   bigint not null,
-  created_at timestamptz not null,
+  version    integer not null,
   internal   boolean not null,
   deleted    boolean not null,
   doc        bytea not null
 );
 comment on table read_model.comments is 'What was said of tickets, and a line by the system for each change of status.';
+comment on column read_model.comments.version is 'The ticket''s version that it came with, by which comments are in order.';
 comment on column read_model.comments.internal is 'Whether only staff may know of it.';
 comment on column read_model.comments.doc is 'The comment as the API shows it, JSON; empty once deleted.';
-create index if not exists comments_of_ticket on read_model.comments (ticket_id, created_at, comment_id) where not deleted;
+create index if not exists comments_of_ticket on read_model.comments (ticket_id, version) where not deleted;
 
 do $$ begin
   create type read_model.texts_row as (

@@ -135,10 +135,8 @@ def observed(app: Asgi) -> Asgi:
         try:
             await app(scope, receive, sending)
         except asyncio.CancelledError:
-            # So the server says that the client went away; a task that is cancelled itself must go on ending.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
+            # So the server says that the client went away. The task is this request's own and ends here either way;
+            # handed on, it would be logged with a traceback.
             status = status or _CLIENT_GONE
         finally:
             took = perf_counter() - started

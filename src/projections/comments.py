@@ -12,13 +12,11 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import msgspec
 from msgspec import Struct
 
-from projections.cursors import Moment, cursor_after, read_cursor
 from projections.projection import Projection, Row, Step
 from tickets.connections import Pool
 from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited
 from tickets.ticket import Comment, Ticket
 
-_CURSOR: Final = msgspec.json.Decoder(tuple[Moment, UUID])
 _SYSTEM: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:system-comment")
 
 
@@ -59,18 +57,19 @@ def _rows(step: Step) -> Sequence[Row]:
     match fact:
         case CommentAdded() | CommentEdited():
             comment = ticket.comments[fact.comment_id]
-            return (_row(step, view(fact.comment_id, ticket.id, comment, fact.body)),)
+            return (_row(step, view(fact.comment_id, ticket.id, comment, fact.body), comment.version),)
         case CommentDeleted():
-            return ((fact.comment_id, ticket.id, step.envelope.position, fact.timestamp, fact.internal, True, b""),)
+            assert step.before is not None  # noqa: S101 - evolve saw it there
+            version = step.before.comments[fact.comment_id].version
+            return ((fact.comment_id, ticket.id, step.envelope.position, version, fact.internal, True, b""),)
         case _ if step.before is not None and step.before.status is not ticket.status:
-            return (_row(step, _by_the_system(step, step.before, ticket)),)
+            return (_row(step, _by_the_system(step, step.before, ticket), ticket.version),)
         case _:
             return ()
 
 
-def _row(step: Step, shown: CommentView) -> Row:
-    position = step.envelope.position
-    return (shown.id, shown.ticket_id, position, shown.created_at, shown.internal, False, encode(shown))
+def _row(step: Step, shown: CommentView, version: int) -> Row:
+    return (shown.id, shown.ticket_id, step.envelope.position, version, shown.internal, False, encode(shown))
 
 
 def _by_the_system(step: Step, before: Ticket, after: Ticket) -> CommentView:
@@ -89,33 +88,29 @@ def _by_the_system(step: Step, before: Ticket, after: Ticket) -> CommentView:
 
 COMMENTS: Final = Projection(
     name="comments",
-    columns=("comment_id", "ticket_id", "position", "created_at", "internal", "deleted", "doc"),
+    columns=("comment_id", "ticket_id", "position", "version", "internal", "deleted", "doc"),
     rows=_rows,
     newest_only=True,
 )
 
 
 class CommentPage(Struct, frozen=True):
-    """Some comments, oldest first, as JSON, and where the next ones begin."""
+    """Some comments, oldest first, as JSON, and the version after which the next ones come."""
 
     docs: list[bytes]
     total: int
-    next_cursor: str | None
+    next_after: int | None
 
 
-async def read(
-    pool: Pool, ticket_id: UUID, *, internal: bool, cursor: str | None = None, page_size: int = 20
-) -> CommentPage:
-    """A page of a ticket's comments, with the internal ones or without. Raises BadCursor."""
-    after = (None, None) if cursor is None else read_cursor(cursor, _CURSOR)
+async def read(pool: Pool, ticket_id: UUID, *, internal: bool, after: int = 0, page_size: int = 20) -> CommentPage:
+    """A page of a ticket's comments from the version `after` on, with the internal ones or without."""
     rows = await pool.fetch(
-        """select doc, created_at, comment_id from read_model.comments
-           where ticket_id = $1 and not deleted and (not internal or $2)
-             and ($3::timestamptz is null or (created_at, comment_id) > ($3, $4::uuid))
-           order by created_at, comment_id limit $5""",
+        """select doc, version from read_model.comments
+           where ticket_id = $1 and not deleted and (not internal or $2) and version > $3
+           order by version limit $4""",
         ticket_id,
         internal,
-        *after,
+        after,
         page_size + 1,
     )
     total: int = await pool.fetchval(
@@ -125,8 +120,7 @@ async def read(
         internal,
     )
     shown = rows[:page_size]
-    more = len(rows) > page_size
-    return CommentPage([row[0] for row in shown], total, cursor_after(tuple(shown[-1][1:])) if more else None)
+    return CommentPage([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None)
 
 
 async def ticket_of(pool: Pool, comment_id: UUID) -> UUID | None:

@@ -67,7 +67,7 @@ async def snippets(pool: Pool, ticket_ids: Sequence[UUID], q: str, *, internal: 
         ticket_ids,
         q,
         internal,
-        f"StartSel={_MARK[0]}, StopSel={_MARK[1]}, MaxFragments=1, MaxWords=24, MinWords=8",
+        f"StartSel={_MARK[0]}, StopSel={_MARK[1]}, MaxWords=30, MinWords=12",
         _SNIPPETS,
     )
     found: dict[UUID, list[str]] = {ticket_id: [] for ticket_id in ticket_ids}

@@ -41,12 +41,16 @@ from tickets.values import Category, Environment
 
 
 class Comment(Struct, frozen=True, gc=False, array_like=True):
-    """What is known of a comment to decide about it; what it says is in the fact of version `said_at`."""
+    """What is known of a comment to decide about it; what it says is in the fact of version `said_at`.
+
+    `version` is that of the fact that added it.
+    """
 
     author: By
     internal: bool
     created_at: datetime
     edited_at: datetime | None
+    version: int
     said_at: int
 
 
@@ -249,7 +253,9 @@ def _discussed(ticket: Ticket, version: int, at: datetime, fact: CommentFact) ->
     responded_at, internal = ticket.responded_at, ticket.internal_comments
     match fact:
         case CommentAdded():
-            comments = ticket.comments.set(fact.comment_id, Comment(fact.author, fact.internal, at, None, version))
+            comments = ticket.comments.set(
+                fact.comment_id, Comment(fact.author, fact.internal, at, None, version, version)
+            )
             internal += fact.internal
             if responded_at is None and not fact.internal and fact.author.role not in (None, Role.END_USER):
                 responded_at = at

@@ -102,7 +102,8 @@ def _told(one: Entry) -> str:
     """An entry as a person would tell it."""
     who = one.actor.username or str(one.actor.id)
     role = f" ({one.actor.role})" if one.actor.role else ""
-    lines = [f"v{one.version:<3} {one.occurred_at:%Y-%m-%d %H:%M:%S}  {one.action}  by {who}{role}"]
+    internally = ", internally" if one.metadata.get("internal") else ""
+    lines = [f"v{one.version:<3} {one.occurred_at:%Y-%m-%d %H:%M:%S}  {one.action}  by {who}{role}{internally}"]
     if one.reason:
         lines.append(f'       because "{one.reason}"')
     for change in one.changes:

@@ -105,7 +105,7 @@ class HistoryQuery(Struct, frozen=True, kw_only=True):
 class CommentQuery(Struct, frozen=True, kw_only=True):
     """Which comments."""
 
-    cursor: Text | None = None
+    cursor: Annotated[str, Meta(pattern="^[0-9]{1,9}$")] | None = None
     page_size: PageSize = 20
 
 
@@ -284,14 +284,7 @@ async def get_history(request: ApiRequest, ticket_id: UUID) -> Answer:
         page_size=wanted.page_size,
     )
     entries = read.entries if request.user.is_staff else [history.without_addresses(one) for one in read.entries]
-    about = {
-        "page": None if wanted.cursor is not None else 1,
-        "page_size": wanted.page_size,
-        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
-        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
-        "next_cursor": None if read.next_after is None else str(read.next_after),
-    }
-    return _list(request, entries, about, position)
+    return _growing(request, entries, wanted, read, position)
 
 
 @get(
@@ -327,17 +320,10 @@ async def list_comments(request: ApiRequest, ticket_id: UUID) -> Answer:
         served.ledger.pool,
         ticket_id,
         internal=request.user.is_staff,
-        cursor=wanted.cursor,
+        after=int(wanted.cursor or 0),
         page_size=wanted.page_size,
     )
-    about = {
-        "page": None if wanted.cursor is not None else 1,
-        "page_size": wanted.page_size,
-        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
-        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
-        "next_cursor": read.next_cursor,
-    }
-    return _list(request, read.docs, about, position)
+    return _growing(request, read.docs, wanted, read, position)
 
 
 QUERY_ROUTES: Final = (list_tickets, get_ticket, get_history, get_transitions, list_comments)
@@ -374,6 +360,24 @@ def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> An
     if not_modified(request, etag):
         return Answer({"ETag": etag, "Ledger-Position": str(position)}, status=304)
     return _json(body, position, {"ETag": etag})
+
+
+def _growing(
+    request: ApiRequest,
+    documents: list[bytes],
+    wanted: HistoryQuery | CommentQuery,
+    read: history.HistoryPage | comments.CommentPage,
+    position: int,
+) -> Answer:
+    """A page of what only ever grows, oldest first: its cursor is where it ended."""
+    about = {
+        "page": None if wanted.cursor is not None else 1,
+        "page_size": wanted.page_size,
+        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
+        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
+        "next_cursor": None if read.next_after is None else str(read.next_after),
+    }
+    return _list(request, documents, about, position)
 
 
 def _list(request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int) -> Answer:
