@@ -7,7 +7,7 @@ may see internal comments; the edge says that by what it asks for.
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +17,8 @@ from tickets.connections import Pool
 from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited
 from tickets.ticket import Comment, Ticket
 
-_SYSTEM: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:system-comment")
+_ALL_BUT_KIND: Final = ((1 << 128) - 1) & ~(0xF << 76) & ~(0x3 << 62)
+"""Of a UUID, what does not say of which kind it is."""
 
 
 class CommentView(Struct, frozen=True, gc=False):
@@ -75,7 +76,7 @@ def _row(step: Step, shown: CommentView, version: int) -> Row:
 def _by_the_system(step: Step, before: Ticket, after: Ticket) -> CommentView:
     reason = getattr(step.fact, "reason", None) or getattr(step.fact, "resolution_notes", None)
     return CommentView(
-        id=uuid5(_SYSTEM, f"{after.id}:{after.version}"),
+        id=_system_id(after),
         ticket_id=after.id,
         body=f"Status changed from {before.status} to {after.status}" + (f": {reason}" if reason else "."),
         internal=False,
@@ -84,6 +85,12 @@ def _by_the_system(step: Step, before: Ticket, after: Ticket) -> CommentView:
         created_at=step.fact.timestamp,
         edited_at=None,
     )
+
+
+def _system_id(ticket: Ticket) -> UUID:
+    """An id for what the system says at this version, of the kind that applications make up (RFC 9562, version 8)."""
+    number = (ticket.id.int + (ticket.version << 80)) & _ALL_BUT_KIND
+    return UUID(int=number | 0x8 << 76 | 0x2 << 62)
 
 
 COMMENTS: Final = Projection(

@@ -149,7 +149,10 @@ async def _add_indexes(dsn: str, name: str) -> None:
     """The same indexes under the same names as the live table's, made when the rows are in."""
     connection = await connect(dsn)
     try:
-        await connection.execute("set maintenance_work_mem = '256MB'; set synchronous_commit = off")
+        # Each table has a session of its own: helpers of PostgreSQL's would only take turns with those.
+        await connection.execute(
+            "set maintenance_work_mem = '256MB'; set max_parallel_maintenance_workers = 0; set synchronous_commit = off"
+        )
         await _create_indexes(connection, name)
     finally:
         await connection.close()
