@@ -319,7 +319,7 @@ create table if not exists read_model.texts (
 comment on table read_model.texts is 'What can be searched: a ticket''s own text and each comment, a row each.';
 comment on column read_model.texts.internal is 'Whether only staff may find it.';
 comment on column read_model.texts.said is 'The text as it is now; empty once deleted.';
-create index if not exists texts_by_words on read_model.texts using gin (words);
+create index if not exists texts_by_words on read_model.texts using gin (words) with (gin_pending_list_limit = 256);
 create index if not exists texts_of_ticket on read_model.texts (ticket_id);
 
 create or replace function read_model.texts_expected(query tsquery) returns bigint language plpgsql as $$

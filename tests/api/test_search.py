@@ -29,7 +29,7 @@ TICKETS: Final = "/api/v1/tickets"
 @pytest.fixture
 def word() -> str:
     """A word that is nowhere else."""
-    return "zq" + uuid4().hex[:12].translate(str.maketrans("0123456789", "ghijklmnop"))
+    return "zq" + uuid4().hex[:12].translate(str.maketrans("0123456789", "ghijklmnop")) + "t"  # as its own stem
 
 
 @pytest.fixture(scope="module")
