@@ -272,16 +272,16 @@ create index if not exists tickets_by_breach on read_model.tickets (breach_at) w
 create index if not exists tickets_by_tag on read_model.tickets using gin (tags) where not deleted;
 
 create table if not exists read_model.history (
-  position  bigint primary key,
   ticket_id uuid not null,
+  position  bigint not null,
   action    text not null,
   internal  boolean not null,
-  entry     bytea not null
+  entry     bytea not null,
+  primary key (ticket_id, position)
 );
 comment on table read_model.history is 'The audit trail: an entry for each fact about a ticket, with the difference that it made.';
 comment on column read_model.history.internal is 'Whether only staff may know of it.';
 comment on column read_model.history.entry is 'The entry as the API shows it, JSON.';
-create index if not exists history_of_ticket on read_model.history (ticket_id, position);
 
 create table if not exists read_model.comments (
   comment_id uuid primary key,

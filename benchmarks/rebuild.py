@@ -44,6 +44,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
             await bench.server.settle()
             caught_up = await _catch_up(dsn, facts)
             await _check(connection)
+            await connection.execute("vacuum analyze")  # as autovacuum does within a minute
             await bench.server.settle()
             scanned = await _scan(reader, facts)
             rebuilt = await _rebuild(dsn, swap=True)

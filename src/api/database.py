@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from api.embedded import embedded_server
-from tickets.connections import connect
+from tickets.connections import connected
 
 SCHEMA: Final = Path(__file__).parents[2] / "schema.sql"
 
@@ -41,8 +41,7 @@ async def apply_schema(dsn: str) -> bool:
     text = SCHEMA.read_text()
     digest = sha256(text.encode()).digest()
     shape = sha256(text.partition(_READ_MODELS)[2].encode()).digest()
-    connection = await connect(dsn, role=None, timeout=10)
-    try:
+    async with connected(dsn, role=None, timeout=10) as connection:
         if await _applied(connection) == digest:
             return False
         async with connection.transaction():
@@ -60,8 +59,6 @@ async def apply_schema(dsn: str) -> bool:
                 shape,
             )
         return True
-    finally:
-        await connection.close()
 
 
 async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> bytes | None:

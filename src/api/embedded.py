@@ -31,12 +31,15 @@ _CONFIGURATION: Final = """
 listen_addresses = ''
 unix_socket_permissions = 0700
 max_connections = 200
-shared_buffers = 256MB
+shared_buffers = {buffers}MB
 wal_compression = off
 max_wal_size = 2GB
 checkpoint_timeout = 15min
 log_min_messages = warning
 """
+
+
+_MEGABYTE: Final = 1 << 20
 
 
 class EmbeddedServerError(Exception):
@@ -99,7 +102,7 @@ def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
         beside.rename(cluster)
     elif _running(cluster):
         return
-    (cluster / "postgresql.conf").write_text(_CONFIGURATION + extra_configuration)
+    (cluster / "postgresql.conf").write_text(_CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
     log = cluster.parent / "postgres.log"
     options = f"-c unix_socket_directories='{sockets}'"
     try:
@@ -118,6 +121,12 @@ def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
     except EmbeddedServerError as error:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
         raise EmbeddedServerError(f"{error}\n{tail}") from None
+
+
+def _buffers() -> int:
+    """Megabytes for PostgreSQL's own cache: a sixteenth of the machine's memory, within reason."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(max(memory // 16 // _MEGABYTE, 128), 1024)
 
 
 def _running(cluster: Path) -> bool:

@@ -1,31 +1,43 @@
 """Making read models' tables beside the live ones, from the ledger alone: ranges of streams, a process a core.
 
-A range is read, folded and copied in one transaction. Deliberately absent: what the tables are for
-(rebuild.py), and facts that come later (runner.py).
+A range is read, folded and copied in one transaction. A worker is this module run as a program: for each
+line of JSON that names a range, one goes out when its rows are in. It ends when no more can come, also
+where whoever started it was killed. Deliberately absent: what the tables are for (rebuild.py), and facts
+that come later (runner.py).
 """
 
 import asyncio
 import gc
 import os
-import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process, create_subprocess_exec
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain, groupby
-from multiprocessing import get_context, parent_process
 from operator import attrgetter
 from typing import Final
 from uuid import UUID
 
+import msgspec
 import uvloop
 from msgspec import Struct
 
 from projections.projection import BESIDE, LIVE, Projection, Row, Step
-from projections.runner import INDIGESTIBLE, PROJECTIONS, Parked, park, step_of
-from tickets.connections import Connection, connect
+from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, step_of
+from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
 
-_FACTS_A_RANGE: Final = 10_000
+_FACTS_A_RANGE: Final = 4_000
 _TIMEOUT_S: Final = 30.0
+
+
+class Job(Struct, frozen=True):
+    """The tables to make, as they follow from the facts up to a position."""
+
+    dsn: str
+    names: tuple[str, ...]
+    upto: int
 
 
 class Range(Struct, frozen=True):
@@ -34,6 +46,21 @@ class Range(Struct, frozen=True):
     first: UUID
     last: UUID
     facts: int
+
+
+class _Answer(Struct, frozen=True, omit_defaults=True):
+    """What a worker says of a range: how many facts are in, or why the database would not have a row of them."""
+
+    facts: int = 0
+    refused: str | None = None
+
+
+class Refused(Exception):  # noqa: N818 - it says what happened
+    """The database will not have one of the rows, for the reason that is given."""
+
+
+class WorkerDied(Exception):  # noqa: N818 - as above
+    """A process that made read models ended before it was done; nothing was changed. Why is said above, if at all."""
 
 
 async def create_tables(connection: Connection, names: Sequence[str]) -> None:
@@ -48,23 +75,68 @@ async def drop_tables(connection: Connection) -> None:
         await connection.execute(f"drop table if exists {BESIDE}.{name}")
 
 
-async def fill(dsn: str, ranges: Sequence[Range], names: Sequence[str], upto: int, workers: int) -> AsyncGenerator[int]:
-    """Have the tables hold what follows from the facts up to a position; yields each range's count when it is in.
+async def fill(connection: Connection, job: Job, workers: int) -> AsyncGenerator[int]:
+    """Make the tables, and have them hold what follows from the facts; yields each range's count when it is in.
 
-    So many processes work at it; what is little is done in this one. Raises one of REFUSED where the database
-    will not have a row.
+    So many processes work at it; what is little is done in this one. Raises Refused, WorkerDied.
     """
-    if workers == 1 or len(ranges) < 2:
-        for one in ranges:
-            yield await _fill_range(dsn, names, upto, one)
-        return
-    pool = ProcessPoolExecutor(min(workers, len(ranges)), mp_context=get_context("spawn"), initializer=_begin)
+    workers = min(workers, job.upto // _FACTS_A_RANGE)
+    async with _running(job, workers if workers > 1 else 0) as processes:
+        await create_tables(connection, (*job.names, "parked"))
+        remaining = iter(await ranges_of(connection))
+        if not processes:
+            for one in remaining:
+                yield _facts(await _fill_range(connection, job, one))
+        asked: dict[asyncio.Task[_Answer], Process] = {}
+        try:
+            for process, one in zip(processes, remaining, strict=False):
+                asked[asyncio.create_task(_ask(process, one))] = process
+            while asked:
+                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                for answered in done:
+                    process = asked.pop(answered)
+                    if (following := next(remaining, None)) is not None:
+                        asked[asyncio.create_task(_ask(process, following))] = process
+                    yield _facts(answered.result())
+        finally:
+            for unanswered in asked:
+                unanswered.cancel()
+
+
+def _facts(answer: _Answer) -> int:
+    if answer.refused is not None:
+        raise Refused(answer.refused)
+    return answer.facts
+
+
+@asynccontextmanager
+async def _running(job: Job, workers: int) -> AsyncIterator[list[Process]]:
+    processes: list[Process] = []
     try:
-        working = [pool.submit(_fill_range_here, dsn, names, upto, one) for one in ranges]
-        for done in asyncio.as_completed(map(asyncio.wrap_future, working)):
-            yield await done
+        for _ in range(workers):
+            processes.append(await create_subprocess_exec(sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE))
+            await _tell(processes[-1], job)
+        yield processes
     finally:
-        await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _tell(process: Process, what: Job | Range) -> None:
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    process.stdin.write(msgspec.json.encode(what) + b"\n")
+    await process.stdin.drain()
+
+
+async def _ask(process: Process, wanted: Range) -> _Answer:
+    assert process.stdout is not None  # noqa: S101 - as above
+    try:
+        await _tell(process, wanted)
+        return msgspec.json.decode(await process.stdout.readuntil(), type=_Answer)
+    except (ConnectionError, asyncio.IncompleteReadError) as error:
+        raise WorkerDied from error
 
 
 async def ranges_of(connection: Connection) -> list[Range]:
@@ -80,29 +152,24 @@ async def ranges_of(connection: Connection) -> list[Range]:
     return [Range(*row) for row in rows]
 
 
-def _begin() -> None:
-    """A worker's first act: it ends with whoever started it, also where that is killed."""
-    starter = parent_process()
-    assert starter is not None  # noqa: S101 - the pool starts workers, nobody else
-
-    def watch() -> None:
-        starter.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+async def _work() -> None:
+    """What a worker does. Only answers go to its standard output: all else that is printed, to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
+        os.dup2(2, 1)
+        job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+        async with connected(job.dsn, timeout=_TIMEOUT_S) as connection:
+            for line in iter(sys.stdin.buffer.readline, b""):
+                answer = await _fill_range(connection, job, msgspec.json.decode(line, type=Range))
+                answers.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _fill_range_here(dsn: str, names: Sequence[str], upto: int, wanted: Range) -> int:
-    return uvloop.run(_fill_range(dsn, names, upto, wanted))
-
-
-async def _fill_range(dsn: str, names: Sequence[str], upto: int, wanted: Range) -> int:
-    connection = await connect(dsn, timeout=_TIMEOUT_S)
+async def _fill_range(connection: Connection, job: Job, wanted: Range) -> _Answer:
+    found = await read_streams(connection, wanted.first, wanted.last, upto=job.upto)
+    rows, given_up = _rows_of_streams(found, {name: PROJECTIONS[name] for name in job.names})
     try:
-        found = await read_streams(connection, wanted.first, wanted.last, upto=upto)
-        rows, given_up = _rows_of_streams(found, {name: PROJECTIONS[name] for name in names})
         async with connection.transaction():
             await connection.execute("set local synchronous_commit = off")  # lost with the server, it is made again
             for name, new in rows.items():
@@ -111,9 +178,9 @@ async def _fill_range(dsn: str, names: Sequence[str], upto: int, wanted: Range) 
                         name, schema_name=BESIDE, columns=PROJECTIONS[name].columns, records=new
                     )
             await park(connection, given_up, BESIDE)
-    finally:
-        await connection.close()
-    return len(found)
+    except REFUSED as error:
+        return _Answer(refused=repr(error))
+    return _Answer(facts=len(found))
 
 
 def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tuple[dict[str, list[Row]], list[Parked]]:
@@ -140,7 +207,7 @@ def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tupl
 
 def _newest(one: Projection, steps: list[Step]) -> Sequence[Row]:
     if one.one_a_stream:
-        return next((rows for step in reversed(steps) if (rows := one.rows(step))), ())
+        return one.rows(steps[-1]) if steps else ()
     return _standing(one, list(chain.from_iterable(map(one.rows, steps))))
 
 
@@ -157,3 +224,7 @@ def _until_error(one: Projection, steps: list[Step]) -> tuple[list[Row], tuple[i
         except Exception as error:  # noqa: BLE001 - as above
             return made, (step.envelope.position, f"{step.fact.TOPIC}: {error!r}")
     raise AssertionError("a projection made rows of a stream that it had just refused")
+
+
+if __name__ == "__main__":
+    uvloop.run(_work())

@@ -17,8 +17,10 @@ from tickets.connections import Pool
 from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited
 from tickets.ticket import Comment, Ticket
 
+_KIND: Final = 0x8 << 76 | 0x2 << 62
+"""What says in a UUID that it is one that an application made up (RFC 9562, version 8)."""
+
 _ALL_BUT_KIND: Final = ((1 << 128) - 1) & ~(0xF << 76) & ~(0x3 << 62)
-"""Of a UUID, what does not say of which kind it is."""
 
 
 class CommentView(Struct, frozen=True, gc=False):
@@ -88,9 +90,8 @@ def _by_the_system(step: Step, before: Ticket, after: Ticket) -> CommentView:
 
 
 def _system_id(ticket: Ticket) -> UUID:
-    """An id for what the system says at this version, of the kind that applications make up (RFC 9562, version 8)."""
-    number = (ticket.id.int + (ticket.version << 80)) & _ALL_BUT_KIND
-    return UUID(int=number | 0x8 << 76 | 0x2 << 62)
+    """An id for what the system says at this version."""
+    return UUID(int=(ticket.id.int + (ticket.version << 80)) & _ALL_BUT_KIND | _KIND)
 
 
 COMMENTS: Final = Projection(

@@ -180,13 +180,14 @@ def _rows(step: Step) -> Sequence[Row]:
     if step.after is None:
         return ()
     line = entry(step.fact, step.envelope, step.before, step.after)
-    internal = isinstance(step.fact, CommentFact) and step.fact.internal
-    return ((line.position, step.after.id, line.action, internal, _encode(line)),)
+    internal = getattr(step.fact, "internal", False)
+    return ((step.after.id, line.position, line.action, internal, _encode(line)),)
 
 
 HISTORY: Final = Projection(
     name="history",
-    columns=("position", "ticket_id", "action", "internal", "entry"),
+    columns=("ticket_id", "position", "action", "internal", "entry"),
+    key_columns=2,
     rows=_rows,
     newest_only=False,
 )

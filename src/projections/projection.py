@@ -57,11 +57,13 @@ class Projection(Struct, frozen=True):
     one_a_stream: bool = False
     row_type: str | None = None
     """The type of a row where it is not that of the table, because the table adds columns of its own."""
+    key_columns: int = 1
+    """How many columns a row is known by."""
 
     @property
     def key(self) -> str:
-        """The column that a row is known by."""
-        return self.columns[0]
+        """The columns that a row is known by, as SQL."""
+        return ", ".join(self.columns[: self.key_columns])
 
 
 decode_metadata: Final = msgspec.json.Decoder(Metadata).decode

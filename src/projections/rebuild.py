@@ -12,11 +12,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from projections.beside import create_tables, drop_tables, fill, ranges_of
+from projections.beside import Job, Refused, WorkerDied, create_tables, drop_tables, fill
 from projections.projection import BESIDE, LIVE, Projection
-from projections.runner import PROJECTIONS, REFUSED, Fold, checkpoints_of, take_in
-from tickets.connections import Connection, connect
+from projections.runner import PROJECTIONS, Fold, checkpoints_of, take_in
+from tickets.connections import Connection, connected
 from tickets.ledger import read
+
+__all__ = ["AlreadyRunning", "Compared", "NotLevel", "Progress", "UnknownProjection", "WorkerDied", "rebuild"]
 
 _CHUNK: Final = 5_000
 _TURN: Final = 0x72656275696C64  # "rebuild", as the number of an advisory lock
@@ -64,14 +66,13 @@ async def rebuild(
     """Make the named read models (none: all) anew; with `swap`, put them in place of the live ones.
 
     `workers` is how many processes make them, by default one a core. Yields Progress, and at the end a
-    Compared for each. Raises UnknownProjection, AlreadyRunning, NotLevel.
+    Compared for each. Raises UnknownProjection, AlreadyRunning, NotLevel, WorkerDied.
     """
     unknown = set(names) - set(PROJECTIONS)
     if unknown:
         raise UnknownProjection(f"{', '.join(sorted(unknown))}; there are {', '.join(PROJECTIONS)}")
     wanted = {name: one for name, one in PROJECTIONS.items() if not names or name in names}
-    connection = await connect(dsn)
-    try:
+    async with connected(dsn) as connection:
         if not await connection.fetchval("select pg_try_advisory_lock($1)", _TURN):
             raise AlreadyRunning
         try:
@@ -82,8 +83,6 @@ async def rebuild(
         finally:
             if not connection.is_closed():
                 await drop_tables(connection)
-    finally:
-        await connection.close()
 
 
 async def _rebuild(
@@ -98,15 +97,12 @@ async def _rebuild(
         async with aclosing(_made_by_streams(connection, dsn, wanted, upto, workers)) as made:
             async for progress in made:
                 yield progress
-    except REFUSED:
+    except Refused:
         # Which of two rows is the one too many depends on which was first: in the order of the ledger, then.
         async with aclosing(_made_in_order(connection, dsn, wanted, upto)) as made:
             async for progress in made:
                 yield progress
-    async with connection.transaction(isolation="repeatable_read"):
-        # One snapshot: the live rows and their checkpoints are seen as of one moment, while they move on.
-        position = await _follow(connection, wanted, upto)
-        compared = [await _compare(connection, one, position) for one in wanted.values()]
+    position, compared = await _compare_all(connection, dsn, wanted, upto)
     for one in compared:
         yield one
     if swap:
@@ -116,9 +112,8 @@ async def _rebuild(
 async def _made_by_streams(
     connection: Connection, dsn: str, wanted: dict[str, Projection], upto: int, workers: int
 ) -> AsyncGenerator[Progress]:
-    await create_tables(connection, (*wanted, "parked"))
-    ranges, taken = await ranges_of(connection), 0
-    async with aclosing(fill(dsn, ranges, tuple(wanted), upto, workers)) as filling:
+    taken = 0
+    async with aclosing(fill(connection, Job(dsn, tuple(wanted), upto), workers)) as filling:
         async for count in filling:
             taken += count
             yield Progress(facts=taken, of=upto)
@@ -147,15 +142,12 @@ async def _positions(connection: Connection, wanted: dict[str, Projection]) -> d
 
 async def _add_indexes(dsn: str, name: str) -> None:
     """The same indexes under the same names as the live table's, made when the rows are in."""
-    connection = await connect(dsn)
-    try:
+    async with connected(dsn) as connection:
         # Each table has a session of its own: helpers of PostgreSQL's would only take turns with those.
         await connection.execute(
             "set maintenance_work_mem = '256MB'; set max_parallel_maintenance_workers = 0; set synchronous_commit = off"
         )
         await _create_indexes(connection, name)
-    finally:
-        await connection.close()
 
 
 async def _create_indexes(connection: Connection, name: str) -> None:
@@ -174,18 +166,45 @@ async def _create_indexes(connection: Connection, name: str) -> None:
     )
     for (definition,) in indexes:
         await connection.execute(definition.replace(f" ON {LIVE}.", f" ON {BESIDE}.", 1))
-    await connection.execute(f"analyze {BESIDE}.{name}")
-
-
-async def _compare(connection: Connection, one: Projection, position: int) -> Compared:
-    live, beside = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}"
-    # Rows are held against each other by their key, whole row against whole row: every byte counts.
-    row = await connection.fetchrow(
-        f"""select (select count(*) from {beside}), count(*) filter (where made.{one.key} is not null),
-                   count(*) filter (where live.{one.key} is not null)
-            from {live} live full join {beside} made on live.{one.key} = made.{one.key}
-            where live is distinct from made"""
+    asked_by: list[str] = await connection.fetchval(
+        """select array_agg(distinct a.attname::text) from pg_index i
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+           where i.indrelid = $1::text::regclass""",
+        f"{BESIDE}.{name}",
     )
+    await connection.execute(f"analyze {BESIDE}.{name} ({', '.join(asked_by)})")
+
+
+async def _compare_all(
+    connection: Connection, dsn: str, wanted: dict[str, Projection], upto: int
+) -> tuple[int, list[Compared]]:
+    """Both at one position, seen as of one moment, a table a session; the live ones move on meanwhile."""
+    async with connection.transaction():
+        position = await _follow(connection, wanted, upto)
+    async with connected(dsn) as other:
+        holding = other.transaction()
+        await holding.start()
+        # Holding the checkpoints keeps the runner where it is until the last few facts are in, and seen.
+        await checkpoints_of(other, lock=True)
+        async with connection.transaction():
+            position = await _follow(connection, wanted, position)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            snapshot: str = await connection.fetchval("select pg_export_snapshot()")
+            await holding.rollback()
+            compared = await asyncio.gather(*(_compare(dsn, one, position, snapshot) for one in wanted.values()))
+    return position, compared
+
+
+async def _compare(dsn: str, one: Projection, position: int, snapshot: str) -> Compared:
+    live, beside = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}"
+    async with connected(dsn) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
+        # Rows are held against each other by their key, whole row against whole row: every byte counts.
+        row = await connection.fetchrow(
+            f"""select (select count(*) from {beside}), count(*) filter (where made.{one.columns[0]} is not null),
+                       count(*) filter (where live.{one.columns[0]} is not null)
+                from {live} live full join {beside} made using ({one.key}) where live is distinct from made"""
+        )
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return Compared(one.name, position, *row)
 

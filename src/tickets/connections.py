@@ -3,6 +3,8 @@
 Deliberately absent: statements.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -40,3 +42,15 @@ def service_settings(role: str | None = "tickets_service") -> dict[str, str]:
 async def connect(dsn: str, *, role: str | None = "tickets_service", timeout: float = 5.0) -> Connection:
     """One connection of its own, as the role that the service works as."""
     return await asyncpg.connect(dsn, timeout=timeout, server_settings=service_settings(role))
+
+
+@asynccontextmanager
+async def connected(
+    dsn: str, *, role: str | None = "tickets_service", timeout: float = 5.0
+) -> AsyncIterator[Connection]:
+    """As `connect`, closed afterwards."""
+    connection = await connect(dsn, role=role, timeout=timeout)
+    try:
+        yield connection
+    finally:
+        await connection.close()

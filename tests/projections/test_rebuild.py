@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,11 @@ async def caught_up(ledger: Ledger, owner: Connection, dsn: str, count: int = 9)
     async with running(ledger, dsn):
         await eventually(lambda: level(owner))
     return made
+
+
+def workers_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"projections.beside" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 async def left_beside(owner: Connection) -> list[str]:
@@ -369,6 +375,24 @@ if __name__ == "__main__":
 
     await eventually(nobody_is_left)
     assert all(one.clean for one in await compared(dsn, swap=True))
+    assert await dump(owner) == rows
+
+
+async def test_one_of_its_processes_being_killed_ends_it_and_leaves_nothing(
+    ledger: Ledger, owner: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await caught_up(ledger, owner, dsn, 30)
+    rows = await dump(owner)
+    monkeypatch.setattr(beside, "_FACTS_A_RANGE", 5)
+    steps = rebuild(dsn, workers=2)
+    await anext(steps)
+    workers = workers_of(os.getpid())
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    with pytest.raises(beside.WorkerDied):
+        async for _ in steps:
+            pass
+    assert await left_beside(owner) == []
     assert await dump(owner) == rows
 
 

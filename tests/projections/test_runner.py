@@ -101,7 +101,9 @@ async def level(connection: Connection) -> bool:
 
 async def dump(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every read model, to the byte."""
-    rows = {name: await connection.fetch(f"table {LIVE}.{name} order by 1") for name in PROJECTIONS}
+    rows = {
+        name: await connection.fetch(f"table {LIVE}.{name} order by {PROJECTIONS[name].key}") for name in PROJECTIONS
+    }
     parked = await connection.fetch(
         f"select projection, stream_id, position, error from {LIVE}.parked order by projection, stream_id"
     )

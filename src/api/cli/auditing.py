@@ -19,7 +19,7 @@ from api.servicenow_log import LogError
 from projections import replay as lives
 from projections.history import Entry
 from tickets import integrity
-from tickets.connections import connect
+from tickets.connections import connected
 from tickets.ledger import Ledger
 
 
@@ -123,15 +123,12 @@ def verify(*, as_json: bool) -> None:
     """Recompute every hash and seal; exit 1 and the first bad position where anything was tampered with."""
 
     async def verifying(dsn: str) -> integrity.Verified:
-        connection = await connect(dsn)
-        try:
+        async with connected(dsn) as connection:
             with progress("verifying") as told:
                 async for step in integrity.verify(connection):
                     if isinstance(step, integrity.Verified):
                         return step
                     told(step.position, step.of)
-        finally:
-            await connection.close()
         raise AssertionError("a verification ends with what it saw")
 
     with open_database(settings_or_fail()) as dsn:

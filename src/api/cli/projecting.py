@@ -12,7 +12,7 @@ import click
 from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
 from projections import rebuild as rebuilding
 from projections.status import read_status
-from tickets.connections import connect
+from tickets.connections import connected
 
 
 @click.group()
@@ -26,11 +26,8 @@ def status(*, as_json: bool) -> None:
     """How far each read model is behind the ledger, and what is parked; exit 1 if something is."""
 
     async def reading(dsn: str) -> Any:
-        connection = await connect(dsn)
-        try:
+        async with connected(dsn) as connection:
             return await read_status(connection)
-        finally:
-            await connection.close()
 
     with open_database(settings_or_fail()) as dsn:
         seen = run(reading(dsn))
@@ -74,11 +71,8 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
 
     async def making(dsn: str) -> tuple[list[rebuilding.Compared], int]:
         facts, compared = 0, []
-        connection = await connect(dsn)
-        try:
+        async with connected(dsn) as connection:
             head = await connection.fetchval("select position from ledger.head")
-        finally:
-            await connection.close()
         await catch_up(dsn, head)
         with progress("rebuilding" if swap else "checking") as told:
             async for step in rebuilding.rebuild(dsn, names, swap=swap, workers=workers):
@@ -94,7 +88,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
             compared, facts = run(making(dsn))
     except rebuilding.UnknownProjection as error:
         fail(f"There is no read model called {error}.")
-    except (rebuilding.AlreadyRunning, rebuilding.NotLevel) as error:
+    except (rebuilding.AlreadyRunning, rebuilding.NotLevel, rebuilding.WorkerDied) as error:
         fail(str(error.__doc__))
     if as_json:
         print_json(compared)

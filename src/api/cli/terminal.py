@@ -30,7 +30,7 @@ from api.database import apply_schema, database
 from api.embedded import EmbeddedServerError
 from api.settings import Settings, SettingsError, read_settings
 from projections.runner import catch_up_alone
-from tickets.connections import CONNECTION_LOST, connect
+from tickets.connections import CONNECTION_LOST, connected
 
 err: Final = Console(stderr=True, highlight=False)
 
@@ -120,9 +120,6 @@ def settings_or_fail() -> Settings:
 
 async def catch_up(dsn: str, head: int) -> None:
     """Have the read models follow, where no service is running that does it."""
-    connection = await connect(dsn)
-    try:
+    async with connected(dsn) as connection:
         with progress("projecting facts") as told:
             await catch_up_alone(connection, projected=lambda position: told(position, head))
-    finally:
-        await connection.close()
