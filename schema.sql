@@ -298,6 +298,25 @@ comment on column read_model.comments.internal is 'Whether only staff may know o
 comment on column read_model.comments.doc is 'The comment as the API shows it, JSON; empty once deleted.';
 create index if not exists comments_of_ticket on read_model.comments (ticket_id, version) where not deleted;
 
+create table if not exists read_model.attachments (
+  attachment_id uuid primary key,
+  ticket_id     uuid not null,
+  position      bigint not null,
+  version       integer not null,
+  sha256        text not null,
+  waiting       boolean not null,
+  deleted_at    timestamptz,
+  doc           bytea not null
+);
+comment on table read_model.attachments is 'Files that are or were attached to tickets. Their bytes are elsewhere, under their SHA-256.';
+comment on column read_model.attachments.version is 'The ticket''s version that it came with, by which attachments are in order.';
+comment on column read_model.attachments.waiting is 'Whether the virus scanner has yet to look at it.';
+comment on column read_model.attachments.deleted_at is 'When it was deleted; the bytes go later.';
+comment on column read_model.attachments.doc is 'The attachment as the API shows it, JSON.';
+create index if not exists attachments_of_ticket on read_model.attachments (ticket_id, version) where deleted_at is null;
+create index if not exists attachments_by_content on read_model.attachments (sha256);
+create index if not exists attachments_waiting on read_model.attachments (position) where waiting and deleted_at is null;
+
 do $$ begin
   create type read_model.texts_row as (
     text_id uuid, ticket_id uuid, "position" bigint, internal boolean, title text, said text
@@ -330,6 +349,18 @@ begin
   return plan->0->'Plan'->>'Plan Rows';
 end $$;
 comment on function read_model.texts_expected is 'How many texts have these words, as the planner expects, without looking.';
+
+create table if not exists read_model.counts (
+  scope text not null,
+  kind  text not null,
+  value text not null,
+  n     bigint not null,
+  primary key (scope, kind, value)
+);
+comment on table read_model.counts is 'How many tickets there are of each kind, as sums; deleted tickets are in none.';
+comment on column read_model.counts.scope is 'Whose tickets: ''everybody''s, or those that the person with this id requested.';
+comment on column read_model.counts.kind is 'status, priority, category, team, assignee; or breach, whose values are days (UTC).';
+create index if not exists counts_that_are_none on read_model.counts (n) where n = 0;
 
 create table if not exists read_model.people (
   person_id uuid primary key,

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from api import logs
 from benchmarks.append import APPEND
+from benchmarks.conversation import CONVERSATION
 from benchmarks.databases import Server, running_server
 from benchmarks.live import LIVE
 from benchmarks.machine import Machine, describe
@@ -29,7 +30,7 @@ from benchmarks.rebuild import REBUILD
 from benchmarks.replay import REPLAY
 
 RESULTS: Final = Path(__file__).parent / "results"
-BENCHMARKS: Final = {one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, QUERIES)}
+BENCHMARKS: Final = {one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, QUERIES, CONVERSATION)}
 
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 

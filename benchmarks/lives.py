@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from itertools import chain, cycle
+from itertools import chain, count, cycle
 from random import Random
 from typing import Final
 from uuid import UUID
@@ -58,6 +58,7 @@ _SENTENCES: Final = (
     "I have attached what the browser shows, and the trace id from the footer of the page.",
 )
 _SERVICES: Final = ("web-app-01", "billing", "mail-gateway", "vpn", "reporting")
+_numbers: Final = count(1)
 _TAGS: Final = ("web", "network", "urgent", "customer", "database")
 
 
@@ -81,9 +82,8 @@ def asked_for(luck: Random) -> Create:
 
 def created(asked: Create, actor: Actor, at: datetime) -> Created:
     """The first fact of a new ticket."""
-    ticket_id = uuid7()
-    number = f"TKT-{ticket_id}"
-    return create(asked, ticket_id=ticket_id, number=number, actor=actor, at=at, policy=_POLICY)[0]
+    number = f"TKT-{at.year}-{next(_numbers):06d}"
+    return create(asked, ticket_id=uuid7(), number=number, actor=actor, at=at, policy=_POLICY)[0]
 
 
 def appending(facts: tuple[TicketEvent, ...], actor: Actor) -> Append:
@@ -180,10 +180,10 @@ def _decided(
     return decide(ticket, command, actor=actor, at=at, policy=_POLICY, assignee=who)
 
 
-async def fill(dsn: str, count: int) -> None:
+async def fill(dsn: str, tickets: int) -> None:
     """Fill a ledger with the lives of so many tickets, 256 of them going on at the same time."""
     luck = seeded(2)
-    starts = iter(sorted(START + timedelta(seconds=luck.randint(0, 30 * 86_400)) for _ in range(count)))
+    starts = iter(sorted(START + timedelta(seconds=luck.randint(0, 30 * 86_400)) for _ in range(tickets)))
     async with Ledger.open(dsn) as ledger:
         people = People(ledger)
         for actor in (*USERS, *ENGINEERS, *LEADS):

@@ -28,7 +28,7 @@ async def filled(bench: Bench) -> str:
     """The URL of the database with those lives in its ledger; queries.py asks the same one."""
     tickets = 3_000 if bench.quick else 25_000
     bench.say(f"a ledger with {tickets:,} tickets …")
-    return await bench.server.filled(f"{tickets} lives", partial(fill, count=tickets))
+    return await bench.server.filled(f"{tickets} lives", partial(fill, tickets=tickets))
 
 
 async def _measure(bench: Bench) -> AsyncIterator[Round]:

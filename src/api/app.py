@@ -23,10 +23,13 @@ from litestar.types import ControllerRouterHandler
 from api import openapi
 from api.auth import Tokens
 from api.commands import BODIES, COMMAND_ROUTES
+from api.files.housekeeping import keep_house
+from api.files.storage import Storage
+from api.files.taking import Files
 from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
+from api.queries import QUERIES, QUERY_ROUTES
 from api.queries.system import explain_problem, health, metrics, ready
-from api.queries.tickets import QUERIES, QUERY_ROUTES
 from api.requests import Installation
 from api.settings import PARTS, Part, Settings
 from projections import people
@@ -69,22 +72,29 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
             ),
             people=People(ledger),
             freshness=freshness,
+            files=Files(
+                settings, dsn, Storage(settings.upload_dir or settings.data_dir / "uploads", settings.storage_url)
+            ),
         )
         LEDGER_POSITION.set_function(lambda: ledger.newest)
         PROJECTED_POSITION.set_function(lambda: freshness.projected)
         WAITING.set_function(lambda: ledger.waiting)
         await ledger.head()
         async with asyncio.TaskGroup() as background:
-            watching = background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout)))
+            tasks = [background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout)))]
             if runner is not None:
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())
+                tasks.append(
+                    background.create_task(keep_house(settings, served.files, runner, served.handler, ledger.pool, dsn))
+                )
             try:
                 yield observed(_furnished(_litestar(served, parts), served))
             finally:
                 if runner is not None:
                     runner.stop()
-                watching.cancel()
+                for task in tasks:
+                    task.cancel()
 
 
 def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
@@ -127,6 +137,7 @@ def _furnished(app: Asgi, served: Installation) -> Asgi:
             scope["state"]["headers"] = dict(scope["headers"])
             if scope["method"] == "HEAD":
                 scope["method"] = "GET"
+                scope["state"]["head"] = True
         await app(scope, receive, send)
 
     return furnish

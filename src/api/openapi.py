@@ -75,6 +75,18 @@ _COMMENT: Final[dict[str, Any]] = {
     "edited_at": None,
 }
 
+_ATTACHMENT: Final[dict[str, Any]] = {
+    "id": "01a20a5c-1f00-7b10-9d5e-6a7c1c0f5b21",
+    "ticket_id": _TICKET["id"],
+    "filename": "proxy.log",
+    "content_type": "text/plain",
+    "size": 18_231,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "scan": "clean",
+    "uploaded_by": {"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"},
+    "created_at": "2026-11-23T21:42:00.125Z",
+}
+
 _BODY_EXAMPLES: Final[dict[str, Any]] = {
     "createTicket": {
         "title": "Production server down",
@@ -146,6 +158,34 @@ _ANSWERS: Final[dict[str, Any]] = {
         "total_is_exact": True,
         "next_cursor": None,
     },
+    "AttachmentView": _ATTACHMENT,
+    "AttachmentList": {
+        "items": [_ATTACHMENT],
+        "page": 1,
+        "page_size": 20,
+        "total": 1,
+        "total_is_exact": True,
+        "next_cursor": None,
+    },
+    "Counts": {
+        "total": 42,
+        "status": {
+            "NEW": 4,
+            "OPEN": 7,
+            "IN_PROGRESS": 9,
+            "PENDING_INFO": 3,
+            "ESCALATED": 1,
+            "RESOLVED": 6,
+            "CLOSED": 11,
+            "REOPENED": 1,
+        },
+        "priority": {"P1": 2, "P2": 8, "P3": 27, "P4": 5},
+        "category": {"INCIDENT": 20, "SERVICE_REQUEST": 12, "CHANGE_REQUEST": 4, "PROBLEM": 2, "QUESTION": 4},
+        "team": {"Network": 17},
+        "assignee": {_TICKET["requester_id"]: 5},
+        "unassigned": 37,
+        "breached": 3,
+    },
     "Transitions": {
         "status": "RESOLVED",
         "items": [
@@ -167,7 +207,7 @@ _COMMAND_PROBLEMS: Final = {
     409: "The state says no.",
     412: "If-Match was stale; `current_version` and `events` say what happened.",
     413: "The body is too large.",
-    415: "Not JSON.",
+    415: "Not JSON; or a file of a kind that is not taken.",
     422: "Understood, cannot be done.",
     428: "If-Match is required here.",
 }
@@ -192,9 +232,28 @@ _COMMAND_HEADERS: Final = {
 _QUERY_HEADERS: Final = {
     "Ledger-Position": "Answer no older than this position, which an earlier answer gave.",
 }
-_CONDITIONAL: Final = {"If-None-Match": "304 if the ticket still has this ETag."}
+_UPLOAD: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "additionalProperties": False,
+                "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}},
+            },
+            "encoding": {"file": {"contentType": "application/octet-stream"}},
+        }
+    },
+}
+_BYTES: Final[dict[str, Any]] = {
+    "application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+}
+_PARTIAL: Final = {"Range": "`bytes=first-last`: one part of the bytes.", "If-Range": "Only if it still has this ETag."}
+_DOWNLOAD_PROBLEMS: Final = {409: "In quarantine.", 416: "The file has no such part."}
+_CONDITIONAL: Final = {"If-None-Match": "304 if it still has this ETag."}
 _MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
-_NOT_MODIFIED: Final = {"description": "The ticket still has the ETag that `If-None-Match` named."}
+_NOT_MODIFIED: Final = {"description": "It still has the ETag that `If-None-Match` named."}
 
 
 def documentation(
@@ -270,9 +329,15 @@ def _complete(
     for path in document["paths"].values():
         for method, operation in path.items():
             headers = {"Commands": _COMMAND_HEADERS, "Queries": _QUERY_HEADERS}.get(operation["tags"][0], {})
-            if operation["operationId"] == "getTicket":
+            if operation["operationId"] in ("getTicket", "getAttachment"):
                 headers = headers | _CONDITIONAL
                 operation["responses"]["304"] = _NOT_MODIFIED
+            if operation["operationId"] == "getAttachment":
+                headers = headers | _PARTIAL
+                for code in ("200", "206"):
+                    operation["responses"][code]["content"] = _BYTES
+            if operation["operationId"] == "addAttachment":
+                operation["requestBody"] = _UPLOAD
             if operation["tags"] == ["Commands"] and "200" in operation["responses"]:
                 operation["responses"]["204"] = _MINIMAL
             parameters = [
@@ -301,7 +366,10 @@ def _complete(
                         media["example"] = _ANSWERS[answer]
             if operation["tags"] == ["Queries"]:
                 for status in _COMMAND_PROBLEMS:
-                    del operation["responses"][str(status)]
+                    problem = operation["responses"].pop(str(status))
+                    if operation["operationId"] == "getAttachment":
+                        for extra, why in _DOWNLOAD_PROBLEMS.items():
+                            operation["responses"][str(extra)] = {**problem, "description": why}
 
 
 def _body(

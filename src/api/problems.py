@@ -14,6 +14,7 @@ from litestar.exceptions import HTTPException
 from msgspec import Struct
 
 from api.auth import Unauthorized
+from api.files.storage import StorageAway
 from projections.cursors import BadCursor
 from tickets.connections import CONNECTION_LOST
 from tickets.errors import (
@@ -62,6 +63,11 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "ticket-closed": Kind(409, "Ticket closed", "Reopen it first, or create a new ticket that refers to it."),
     "ticket-deleted": Kind(409, "Ticket deleted", "An administrator can restore it."),
     "reopen-window-over": Kind(409, "Too late to reopen", "Create a new ticket that refers to this one."),
+    "file-quarantined": Kind(
+        409,
+        "In quarantine",
+        "The virus scanner was away when it came, or found something later. It is looked at again by itself.",
+    ),
     "version-mismatch": Kind(
         412,
         "Changed meanwhile",
@@ -71,7 +77,16 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "unsupported-media-type": Kind(
         415,
         "Unsupported media type",
-        "Send `Content-Type: application/json`; PATCH also takes `application/merge-patch+json`.",
+        "Send `Content-Type: application/json`; PATCH also takes `application/merge-patch+json`. Files come as "
+        "`multipart/form-data`, of a kind that is taken here, and are what their names say.",
+    ),
+    "range-not-satisfiable": Kind(416, "No such part", "`Range` begins after the end; ask for less, or for all."),
+    "infected-file": Kind(422, "A virus is in it", "It was not kept. Clean it, or send something else."),
+    "unsafe-archive": Kind(
+        422,
+        "Unsafe archive",
+        "Archives are looked into: not too much, nothing encrypted, no links, no names that lead elsewhere, not nested "
+        "too deep. The detail says what it is.",
     ),
     "idempotency-key-reused": Kind(422, "Idempotency-Key used for something else", "Take a new key for a new command."),
     "unknown-assignee": Kind(422, "Unknown assignee", "Assign somebody who has signed in at least once."),
@@ -82,6 +97,11 @@ PROBLEMS: Final[dict[str, Kind]] = {
         503,
         "Database away",
         "Nothing was written. Try again after `Retry-After` seconds; the service mends itself.",
+    ),
+    "storage-unavailable": Kind(
+        503,
+        "File storage away",
+        "Nothing was attached. Try again after `Retry-After` seconds; if it stays, tell your operator.",
     ),
     "outcome-unknown": Kind(
         503,
@@ -245,6 +265,12 @@ def on_connection_lost(request: AnyRequest, error: Exception) -> Response[bytes]
     return problem(request.url.path, "ledger-unavailable", str(LedgerUnavailable()))
 
 
+def on_storage_away(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """The files' storage went away, is full, or has lost something."""
+    _log.error("storage.away", error=str(error), path=request.url.path)
+    return problem(request.url.path, "storage-unavailable", "The files cannot be reached at the moment.")
+
+
 def on_unexpected(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A fault of ours: logged in full, told in one sentence."""
     _log.error("request.failed", path=request.url.path, exc_info=error)
@@ -258,6 +284,7 @@ HANDLERS: Final[dict[int | type[Exception], Any]] = {
     Problem: on_problem,
     BadCursor: on_bad_cursor,
     HTTPException: on_http_exception,
+    StorageAway: on_storage_away,
     **dict.fromkeys(CONNECTION_LOST, on_connection_lost),
     Exception: on_unexpected,
 }

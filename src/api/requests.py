@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any, Final, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -25,6 +25,9 @@ from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
 from tickets.people import People
 from tickets.permissions import Actor
+
+if TYPE_CHECKING:  # which in turn takes in what requests bring
+    from api.files.taking import Files
 
 DEEPEST: Final = 64
 """How deep JSON may be nested."""
@@ -48,6 +51,7 @@ class Installation(Struct, frozen=True, kw_only=True):
     handler: Handler
     people: People
     freshness: Freshness
+    files: "Files"
 
 
 ApiRequest = Request[Actor, Any, State]

@@ -17,6 +17,9 @@ import jwt
 import msgspec
 from msgspec import Meta, Struct
 
+from api.files.inspection import TYPES
+from api.files.scanning import clamd_at
+from api.files.storage import store_at
 from tickets.commands import Policy
 from tickets.sla import TARGETS, Priority, Target
 
@@ -95,6 +98,30 @@ class Settings(Struct, frozen=True, kw_only=True, rename="upper"):
     database_pool_size: Positive = 8
     database_timeout_ms: Positive = 5_000
     ticket_cache_size: Positive = 10_000
+    upload_dir: Path | None = None
+    """Where files are received, and kept where there is no storage_url; by default `uploads` in data_dir."""
+    storage_url: str | None = None
+    """The object store for files: s3://, gs:// or az://."""
+    clamav_url: str | None = None
+    """The virus scanner: tcp://host:port or unix:///path."""
+    max_file_size_mb: Annotated[int, Meta(ge=1, le=10_240)] = 50
+    allowed_file_extensions: Annotated[tuple[str, ...], Meta(min_length=1)] = tuple(TYPES)
+    upload_timeout_ms: Positive = 30_000
+    """How long an upload may pause."""
+    uploads_at_once: Positive = 32
+    """How many files may come in at the same time; one more is answered 503 at once."""
+    max_archive_entries: Annotated[int, Meta(ge=1, le=60_000)] = 2_000
+    max_archive_size_mb: Annotated[int, Meta(ge=1, le=102_400)] = 500
+    """How much may be in an archive, all that is nested in it included."""
+    max_archive_ratio: Positive = 100
+    """How many times its own size that may be."""
+    max_archive_depth: Annotated[int, Meta(ge=0, le=16)] = 3
+    attachment_retention_days: Annotated[float, Meta(ge=0, le=36_500)] = 30
+    """How long the bytes of deleted attachments are kept."""
+    rescan_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 60
+    """How often files in quarantine are scanned again."""
+    sweep_minutes: Annotated[float, Meta(ge=0, le=100_000)] = 60
+    """How often bytes that nothing names are looked for."""
 
     @property
     def policy(self) -> Policy:
@@ -129,6 +156,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         value: Any = text
         if field.name == "trusted_proxies":
             value = [part.strip() for part in text.split(",")]
+        if field.name == "allowed_file_extensions":
+            value = [part.strip().lstrip(".").lower() for part in text.split(",") if part.strip()]
         if field.name == "log_level":
             value = text.upper()
         if field.type is bool:
@@ -152,6 +181,15 @@ def _check(settings: Settings) -> None:
         _ = settings.proxies
     except ValueError as error:
         raise SettingsError(f"TRUSTED_PROXIES is not usable: {error}; write addresses or networks, by commas") from None
+    for name, check in (("storage_url", store_at), ("clamav_url", clamd_at)):
+        try:
+            _ = None if (value := getattr(settings, name)) is None else check(value)
+        except ValueError as error:
+            raise SettingsError(f"{name.upper()} is not usable: it {error}") from None
+    if unknown := set(settings.allowed_file_extensions) - set(TYPES):
+        raise SettingsError(
+            f"ALLOWED_FILE_EXTENSIONS is not usable: {', '.join(sorted(unknown))}; there are {', '.join(TYPES)}"
+        )
     url = settings.database_url
     if url is not None and not url.startswith(("postgresql://", "postgres://")):
         raise SettingsError("DATABASE_URL is not usable: it must begin with postgresql://")

@@ -22,8 +22,9 @@ from uuid import UUID
 import msgspec
 import uvloop
 from msgspec import Struct
+from msgspec.structs import replace
 
-from projections.projection import BESIDE, LIVE, Projection, Row, Step
+from projections.projection import BESIDE, LIVE, Projection, Row, Step, summed
 from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, step_of
 from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
@@ -67,6 +68,46 @@ async def create_tables(connection: Connection, names: Sequence[str]) -> None:
     """Empty tables beside the live ones, without their indexes."""
     for name in names:
         await connection.execute(f"create table {BESIDE}.{name} (like {LIVE}.{name} including all excluding indexes)")
+
+
+async def create_indexes(connection: Connection, name: str) -> None:
+    """The same indexes under the same names as the live table's; of sums, first one row for each key."""
+    if name in PROJECTIONS and PROJECTIONS[name].sums:
+        await _add_up(connection, PROJECTIONS[name])
+    constraints = await connection.fetch(
+        """select conname, pg_get_constraintdef(oid), conindid from pg_constraint
+           where conrelid = $1::text::regclass and contype in ('p', 'u')""",
+        f"{LIVE}.{name}",
+    )
+    for constraint, definition, _ in constraints:
+        await connection.execute(f"alter table {BESIDE}.{name} add constraint {constraint} {definition}")
+    indexes = await connection.fetch(
+        """select pg_get_indexdef(indexrelid) from pg_index
+           where indrelid = $1::text::regclass and indexrelid <> all($2::oid[])""",
+        f"{LIVE}.{name}",
+        [index for _, _, index in constraints],
+    )
+    for (definition,) in indexes:
+        await connection.execute(definition.replace(f" ON {LIVE}.", f" ON {BESIDE}.", 1))
+    asked_by: list[str] = await connection.fetchval(
+        """select array_agg(distinct a.attname::text) from pg_index i
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+           where i.indrelid = $1::text::regclass""",
+        f"{BESIDE}.{name}",
+    )
+    await connection.execute(f"analyze {BESIDE}.{name} ({', '.join(asked_by)})")
+
+
+async def _add_up(connection: Connection, one: Projection) -> None:
+    table, amount = f"{BESIDE}.{one.name}", one.columns[-1]
+    async with connection.transaction():
+        await connection.execute(
+            f"""create temporary table added_up on commit drop as
+                select {one.key}, sum({amount})::bigint as {amount} from {table} group by {one.key}
+                having sum({amount}) <> 0;
+                truncate {table};
+                insert into {table} table added_up"""
+        )
 
 
 async def drop_tables(connection: Connection) -> None:
@@ -195,19 +236,27 @@ def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tupl
             except INDIGESTIBLE as error:
                 given_up += [(name, stream_id, raw.position, f"{raw.topic}: {error!r}") for name in wanted]
                 break
+        kinds = {type(step.fact) for step in steps}
         for name, one in wanted.items():
+            if one.about is not None and one.about.isdisjoint(kinds):
+                continue
             try:
                 rows[name] += _newest(one, steps)
             except Exception:  # noqa: BLE001 - the stream is gone through again, fact by fact, to park it at the one
                 made, error_at = _until_error(one, steps)
                 rows[name] += _standing(one, made)
                 given_up.append((name, stream_id, *error_at))
+    for name, one in wanted.items():
+        if one.sums:
+            rows[name] = summed(rows[name])
     return rows, given_up
 
 
 def _newest(one: Projection, steps: list[Step]) -> Sequence[Row]:
     if one.one_a_stream:
         return one.rows(steps[-1]) if steps else ()
+    if one.sums:  # what all steps add comes to what the last one is
+        return one.rows(replace(steps[-1], before=None)) if steps else ()
     return _standing(one, list(chain.from_iterable(map(one.rows, steps))))
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
+from projections.cursors import Stretch
 from projections.projection import Projection, Row, Step
 from tickets.connections import Pool
 from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited
@@ -102,19 +103,11 @@ COMMENTS: Final = Projection(
 )
 
 
-class CommentPage(Struct, frozen=True):
-    """Some comments, oldest first, as JSON, and the version after which the next ones come."""
-
-    docs: list[bytes]
-    total: int
-    next_after: int | None
-
-
-async def read(pool: Pool, ticket_id: UUID, *, internal: bool, after: int = 0, page_size: int = 20) -> CommentPage:
+async def read(pool: Pool, ticket_id: UUID, *, internal: bool, after: int = 0, page_size: int = 20) -> Stretch:
     """A page of a ticket's comments from the version `after` on, with the internal ones or without."""
     rows = await pool.fetch(
         """select doc, version from read_model.comments
-           where ticket_id = $1 and not deleted and (not internal or $2) and version > $3
+           where ticket_id = $1 and not deleted and (not internal or $2) and version > $3::bigint
            order by version limit $4""",
         ticket_id,
         internal,
@@ -128,7 +121,7 @@ async def read(pool: Pool, ticket_id: UUID, *, internal: bool, after: int = 0, p
         internal,
     )
     shown = rows[:page_size]
-    return CommentPage([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None)
+    return Stretch([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None)
 
 
 async def ticket_of(pool: Pool, comment_id: UUID) -> UUID | None:

@@ -8,11 +8,19 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 Moment = Annotated[datetime, Meta(tz=True)]
 
 T = TypeVar("T")
+
+
+class Stretch(Struct, frozen=True):
+    """Some of what only ever grows, oldest first, as JSON, and after what the next ones come."""
+
+    docs: list[bytes]
+    total: int
+    next_after: int | None
 
 
 class BadCursor(Exception):  # noqa: N818 - it says what is bad

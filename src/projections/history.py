@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, assert_never
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
+from projections.cursors import Stretch
 from projections.projection import Envelope, Projection, Row, Step
 from tickets.connections import Pool
 from tickets.events import (
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
+    AttachmentFact,
+    AttachmentRefused,
+    AttachmentScanned,
     By,
     Closed,
     CommentAdded,
@@ -37,10 +43,11 @@ from tickets.events import (
     StatusChanged,
 )
 from tickets.ticket import Ticket
+from tickets.values import Scan
 
 
 class Action(StrEnum):
-    """What kind of change an entry is about. The contract's names; those without a fact yet have no entry."""
+    """What kind of change an entry is about. The contract's names; SLA_BREACH has no fact yet."""
 
     CREATED = "CREATED"
     STATUS_CHANGE = "STATUS_CHANGE"
@@ -78,6 +85,10 @@ ACTIONS: Final[dict[type[Fact], Action]] = {
     CommentAdded: Action.COMMENT_ADDED,
     CommentEdited: Action.COMMENT_EDITED,
     CommentDeleted: Action.COMMENT_DELETED,
+    AttachmentAdded: Action.ATTACHMENT_ADDED,
+    AttachmentDeleted: Action.ATTACHMENT_DELETED,
+    AttachmentScanned: Action.UPDATE,
+    AttachmentRefused: Action.UPDATE,
 }
 """The action of each fact about a ticket."""
 
@@ -154,7 +165,14 @@ def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) 
         metadata["request_id"] = about.request_id
     if about.source is not None:
         metadata["source"] = about.source
-    if isinstance(fact, CommentFact):
+    reason = getattr(fact, "reason", None)
+    if isinstance(fact, AttachmentFact):
+        metadata |= _of_attachment(fact)
+        if (change := _change_of_attachment(fact)) is not None:
+            different.append(change)
+        if isinstance(fact, AttachmentRefused):
+            reason = f"{fact.filename} was not taken: {fact.infected} is in it"
+    elif isinstance(fact, CommentFact):
         metadata |= {"comment_id": fact.comment_id, "internal": fact.internal}
         old = None if isinstance(fact, CommentAdded) else fact.previous
         different.append(Change("comment", old, None if isinstance(fact, CommentDeleted) else fact.body))
@@ -167,10 +185,33 @@ def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) 
         occurred_at=fact.timestamp,
         recorded_at=envelope.recorded_at,
         changes=different,
-        reason=getattr(fact, "reason", None),
+        reason=reason,
         command_id=about.command_id,
         metadata=metadata,
     )
+
+
+def _of_attachment(fact: AttachmentFact) -> dict[str, Any]:
+    """What identifies the file."""
+    if isinstance(fact, AttachmentRefused):
+        return {"filename": fact.filename, "sha256": fact.sha256, "infected": fact.infected}
+    known = {"attachment_id": fact.attachment_id, "filename": fact.filename}
+    return known | {"sha256": fact.sha256} if isinstance(fact, AttachmentAdded) else known
+
+
+def _change_of_attachment(fact: AttachmentFact) -> Change | None:
+    match fact:
+        case AttachmentAdded():
+            return Change("attachment", None, fact.filename)
+        case AttachmentDeleted():
+            return Change("attachment", fact.filename, None)
+        case AttachmentScanned():
+            found = "clean" if fact.infected is None else f"infected with {fact.infected}"
+            return Change("attachment.scan", Scan.QUARANTINED, found)
+        case AttachmentRefused():
+            return None
+        case _:
+            assert_never(fact)
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -193,14 +234,6 @@ HISTORY: Final = Projection(
 )
 
 
-class HistoryPage(Struct, frozen=True):
-    """Some entries, oldest first, as JSON, and the position after which the next ones come."""
-
-    entries: list[bytes]
-    total: int
-    next_after: int | None
-
-
 async def read(
     pool: Pool,
     ticket_id: UUID,
@@ -210,7 +243,7 @@ async def read(
     after: int = 0,
     page_size: int = 20,
     offset: int = 0,
-) -> HistoryPage:
+) -> Stretch:
     """A page of a ticket's audit trail, from the position `after` on, with what only staff may know or without."""
     wanted = list(actions) or list(Action)
     rows = await pool.fetch(
@@ -233,7 +266,7 @@ async def read(
     )
     more = len(rows) > page_size
     rows = rows[:page_size]
-    return HistoryPage([row[1] for row in rows], total, rows[-1][0] if more else None)
+    return Stretch([row[1] for row in rows], total, rows[-1][0] if more else None)
 
 
 def without_addresses(document: bytes) -> bytes:

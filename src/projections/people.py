@@ -23,6 +23,7 @@ PEOPLE: Final = Projection(
     rows=_rows,
     newest_only=True,
     one_a_stream=True,
+    about=frozenset({PersonSeen}),
 )
 
 

@@ -6,6 +6,7 @@ checkpoints in the same transaction. Deliberately absent: when and where that ha
 rebuild.py).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -47,7 +48,9 @@ class Projection(Struct, frozen=True):
 
     Rows are in the order of the table's `columns`, the key first. With `newest_only`, a row replaces the
     one that was there unless that one is of a later position; otherwise rows are only ever added. With
-    `one_a_stream`, what a stream's newest step makes is all that stands of it.
+    `one_a_stream`, what a stream's newest step makes is all that stands of it. With `sums`, the last column
+    is an amount and the others are the key: a step's rows are what it adds, the difference between its
+    before and its after.
     """
 
     name: str
@@ -55,8 +58,11 @@ class Projection(Struct, frozen=True):
     rows: Callable[[Step], Sequence[Row]]
     newest_only: bool
     one_a_stream: bool = False
+    sums: bool = False
     row_type: str | None = None
     """The type of a row where it is not that of the table, because the table adds columns of its own."""
+    about: frozenset[type[Fact]] | None = None
+    """The facts that make rows at all, so that nobody asks about others; None is all."""
     key_columns: int = 1
     """How many columns a row is known by."""
 
@@ -73,6 +79,9 @@ async def write(connection: Connection, projection: Projection, rows: Sequence[R
     """Write rows, in the order of the ledger, as one set."""
     if not rows:
         return
+    if projection.sums:
+        await _add(connection, projection, rows, schema)
+        return
     if projection.newest_only:
         rows = list({row[0]: row for row in rows}.values())
     table, conflict = f"{schema}.{projection.name}", ""
@@ -84,3 +93,21 @@ async def write(connection: Connection, projection: Projection, rows: Sequence[R
         f"select * from unnest($1::{projection.row_type or table}[]) {conflict}",
         rows,
     )
+
+
+def summed(rows: Sequence[Row]) -> list[Row]:
+    """One row for each key, with what all of its amounts come to; what comes to nothing is left out."""
+    sums = Counter[Row]()
+    for row in rows:
+        sums[row[:-1]] += row[-1]
+    return [(*key, amount) for key, amount in sums.items() if amount]
+
+
+async def _add(connection: Connection, projection: Projection, rows: Sequence[Row], schema: str) -> None:
+    table, amount = f"{schema}.{projection.name}", projection.columns[-1]
+    await connection.execute(
+        f"insert into {table} as t ({', '.join(projection.columns)}) select * from unnest($1::{table}[]) "
+        f"on conflict ({projection.key}) do update set {amount} = t.{amount} + excluded.{amount}",
+        summed(rows),
+    )
+    await connection.execute(f"delete from {table} where {amount} = 0")

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from projections.beside import Job, Refused, WorkerDied, create_tables, drop_tables, fill
+from projections.beside import Job, Refused, WorkerDied, create_indexes, create_tables, drop_tables, fill
 from projections.projection import BESIDE, LIVE, Projection
 from projections.runner import PROJECTIONS, Fold, checkpoints_of, take_in
 from tickets.connections import Connection, connected
@@ -147,32 +147,7 @@ async def _add_indexes(dsn: str, name: str) -> None:
         await connection.execute(
             "set maintenance_work_mem = '256MB'; set max_parallel_maintenance_workers = 0; set synchronous_commit = off"
         )
-        await _create_indexes(connection, name)
-
-
-async def _create_indexes(connection: Connection, name: str) -> None:
-    constraints = await connection.fetch(
-        """select conname, pg_get_constraintdef(oid), conindid from pg_constraint
-           where conrelid = $1::text::regclass and contype in ('p', 'u')""",
-        f"{LIVE}.{name}",
-    )
-    for constraint, definition, _ in constraints:
-        await connection.execute(f"alter table {BESIDE}.{name} add constraint {constraint} {definition}")
-    indexes = await connection.fetch(
-        """select pg_get_indexdef(indexrelid) from pg_index
-           where indrelid = $1::text::regclass and indexrelid <> all($2::oid[])""",
-        f"{LIVE}.{name}",
-        [index for _, _, index in constraints],
-    )
-    for (definition,) in indexes:
-        await connection.execute(definition.replace(f" ON {LIVE}.", f" ON {BESIDE}.", 1))
-    asked_by: list[str] = await connection.fetchval(
-        """select array_agg(distinct a.attname::text) from pg_index i
-           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
-           where i.indrelid = $1::text::regclass""",
-        f"{BESIDE}.{name}",
-    )
-    await connection.execute(f"analyze {BESIDE}.{name} ({', '.join(asked_by)})")
+        await create_indexes(connection, name)
 
 
 async def _compare_all(

@@ -19,7 +19,9 @@ import structlog
 from cachetools import LRUCache
 from eventsourcing.persistence import Tracking
 
+from projections.attachments import ATTACHMENTS
 from projections.comments import COMMENTS
+from projections.counts import COUNTS
 from projections.history import HISTORY
 from projections.people import PEOPLE
 from projections.projection import LIVE, Envelope, Projection, Row, Step, decode_metadata, write
@@ -31,7 +33,9 @@ from tickets.events import Fact, PersonSeen, TicketEvent
 from tickets.ledger import Ledger, Raw, read
 from tickets.ticket import Ticket, evolve
 
-PROJECTIONS: Final[dict[str, Projection]] = {one.name: one for one in (TICKETS, HISTORY, COMMENTS, TEXTS, PEOPLE)}
+PROJECTIONS: Final[dict[str, Projection]] = {
+    one.name: one for one in (TICKETS, HISTORY, COMMENTS, ATTACHMENTS, TEXTS, PEOPLE, COUNTS)
+}
 """All read models, by name."""
 
 CHANNEL: Final = "projected"
@@ -158,8 +162,11 @@ def rows_of(
         for name, position in positions.items():
             if raw.position <= position or (name, raw.stream_id) in parked:
                 continue
+            one = PROJECTIONS[name]
+            if one.about is not None and type(step.fact) not in one.about:
+                continue
             try:
-                rows[name].extend(PROJECTIONS[name].rows(step))
+                rows[name].extend(one.rows(step))
             except Exception as error:  # noqa: BLE001 - one fact must not stop the rest; it is parked and shown
                 park(name, raw, error)
     return rows, given_up

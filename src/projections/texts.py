@@ -46,6 +46,7 @@ TEXTS: Final = Projection(
     columns=("text_id", "ticket_id", "position", "internal", "title", "said"),
     rows=_rows,
     newest_only=True,
+    about=frozenset({Created, Edited, CommentAdded, CommentEdited, CommentDeleted}),
     row_type="read_model.texts_row",
 )
 

@@ -98,7 +98,7 @@ def view(ticket: Ticket, at: datetime | None = None, *, internal: bool = False) 
             resolution_breached=at is not None and resolution is not None and resolution < at,
         ),
         comment_count=ticket.public_comments + ticket.internal_comments * internal,
-        attachment_count=0,
+        attachment_count=len(ticket.attachments),
         reopen_count=ticket.reopen_count,
         deleted=ticket.deleted,
         created_at=ticket.created_at,
@@ -122,6 +122,15 @@ def _breaches(ticket: Ticket) -> tuple[datetime | None, datetime | None]:
         breach_at(ticket.response_due_at, ticket.responded_at or ticket.resolved_at or ticket.closed_at),
         breach_at(ticket.resolution_due_at, ticket.resolution_stopped_at),
     )
+
+
+def first_breach(ticket: Ticket) -> datetime | None:
+    """The moment from which on the ticket counts as late, if nothing happens; None if never."""
+    return _earlier(*_breaches(ticket))
+
+
+def _earlier(response: datetime | None, resolution: datetime | None) -> datetime | None:
+    return min((moment for moment in (response, resolution) if moment is not None), default=None)
 
 
 def _rows(step: Step) -> Sequence[Row]:
@@ -149,7 +158,7 @@ def _rows(step: Step) -> Sequence[Row]:
             ticket.updated_at,
             response,
             resolution,
-            min((moment for moment in (response, resolution) if moment is not None), default=None),
+            _earlier(response, resolution),
             ticket.deleted,
             ticket.internal_comments,
             document(ticket),

@@ -26,6 +26,10 @@ from tickets.errors import (
 )
 from tickets.events import (
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
+    AttachmentRefused,
+    AttachmentScanned,
     By,
     Closed,
     CommentAdded,
@@ -47,7 +51,18 @@ from tickets.lifecycle import TRANSITIONS, Status
 from tickets.permissions import GRANTS, Actor, Assignee, Permission, Role, covers, may_change_comment, may_pass_to
 from tickets.sla import TARGETS, Priority, Target, due
 from tickets.ticket import Ticket, fold
-from tickets.values import Category, CommentBody, Description, Environment, Reason, ServiceName, Tags, TeamName, Title
+from tickets.values import (
+    Category,
+    CommentBody,
+    Description,
+    Environment,
+    Reason,
+    Scan,
+    ServiceName,
+    Tags,
+    TeamName,
+    Title,
+)
 
 T = TypeVar("T")
 
@@ -120,6 +135,23 @@ class DeleteComment(Struct, frozen=True, kw_only=True):
     comment_id: UUID
 
 
+class Attach(Struct, frozen=True, kw_only=True):
+    """Attach a file that was received and looked at; one in which a virus was found is only noted."""
+
+    filename: str
+    content_type: str
+    size: int
+    sha256: str
+    scan: Scan = Scan.UNSCANNED
+    infected: str | None = None
+
+
+class Detach(Struct, frozen=True, kw_only=True):
+    """Take a file away: one's own, or of a ticket that one may update."""
+
+    attachment_id: UUID
+
+
 class Delete(Struct, frozen=True):
     """Take the ticket out of sight."""
 
@@ -128,7 +160,7 @@ class Restore(Struct, frozen=True):
     """Bring a deleted ticket back."""
 
 
-Change = Edit | Assign | ChangeStatus | Delete | Restore | AddComment | EditComment | DeleteComment
+Change = Edit | Assign | ChangeStatus | Delete | Restore | AddComment | EditComment | DeleteComment | Attach | Detach
 """Everything that can be asked of a ticket that is there."""
 
 Command = Create | Change
@@ -173,14 +205,14 @@ def decide(
     at: datetime,
     policy: Policy,
     assignee: Assignee | None = None,
-    comment_id: UUID | None = None,
+    new_id: UUID | None = None,
     said: str = "",
     if_match: frozenset[int] | None = None,
 ) -> tuple[TicketEvent, ...]:
     """The facts that follow from the command; none if it changes nothing.
 
-    `assignee` is whoever has the `assignee_id` of an Assign, None if nobody is known to. `comment_id` is
-    the id of a comment that is added, `said` what one that is edited or deleted says now. `if_match` are the
+    `assignee` is whoever has the `assignee_id` of an Assign, None if nobody is known to. `new_id` is
+    the id of a comment or file that is added, `said` what one that is edited or deleted says now. `if_match` are the
     versions that the command is meant for, None if for any. Raises NotFound, Forbidden,
     VersionMismatch, TicketDeleted, TicketClosed, IllegalTransition, ReopenWindowOver, UnknownAssignee,
     InvalidCommand.
@@ -194,6 +226,8 @@ def decide(
         _refuse_passing_beyond(actor, command, assignee)
     if isinstance(command, EditComment | DeleteComment):
         _refuse_others_comments(ticket, command, actor, permission)
+    if isinstance(command, Detach):
+        _refuse_others_attachments(ticket, command, actor)
     if if_match is not None and ticket.version not in if_match:
         expected = ", ".join(map(str, sorted(if_match))) or "that"
         raise VersionMismatch(current_version=ticket.version, expected_version=expected)
@@ -210,8 +244,8 @@ def decide(
         case Restore():
             facts = (Restored(**_next(ticket, at)),) if ticket.deleted else ()
         case AddComment():
-            assert comment_id is not None  # noqa: S101 - whoever asks for a comment brings the id for it
-            facts = tuple(_comment(ticket, command, at, actor, comment_id))
+            assert new_id is not None  # noqa: S101 - whoever asks for a comment brings the id for it
+            facts = tuple(_comment(ticket, command, at, actor, new_id))
         case EditComment():
             facts = tuple(_edit_comment(ticket, command, at, said))
         case DeleteComment():
@@ -219,6 +253,12 @@ def decide(
             facts = (
                 CommentDeleted(**_next(ticket, at), comment_id=command.comment_id, previous=said, internal=internal),
             )
+        case Attach():
+            assert new_id is not None  # noqa: S101 - as above
+            facts = (_attach(ticket, command, at, actor, new_id),)
+        case Detach():
+            filename = ticket.attachments[command.attachment_id].filename
+            facts = (AttachmentDeleted(**_next(ticket, at), attachment_id=command.attachment_id, filename=filename),)
         case _:
             assert_never(command)
     return facts + reschedule(ticket, facts, at, policy.targets)
@@ -251,8 +291,22 @@ def permission_for(command: Command) -> Permission:
             return Permission.EDIT_COMMENT
         case DeleteComment():
             return Permission.DELETE_COMMENT
+        case Attach() | Detach():
+            return Permission.ATTACH
         case _:
             assert_never(command)
+
+
+def scanned(ticket: Ticket, attachment_id: UUID, infected: str | None, at: datetime) -> tuple[AttachmentScanned, ...]:
+    """What follows from the virus scanner's verdict on a file that waited for it: nothing, if none does any more."""
+    waiting = ticket.attachments.get(attachment_id)
+    if waiting is None or waiting.scan is not Scan.QUARANTINED or waiting.infected is not None:
+        return ()
+    return (
+        AttachmentScanned(
+            **_next(ticket, at), attachment_id=attachment_id, filename=waiting.filename, infected=infected
+        ),
+    )
 
 
 def steps(ticket: Ticket, *, actor: Actor, at: datetime, policy: Policy) -> tuple[tuple[Status, Refusal | None], ...]:
@@ -321,6 +375,14 @@ def _refuse_others_comments(
         raise NotFound
     if not may_change_comment(actor, permission, comment.author.id):
         raise Forbidden(role=actor.role, permission=permission, what="this ticket that somebody else wrote")
+
+
+def _refuse_others_attachments(ticket: Ticket, command: Detach, actor: Actor) -> None:
+    attachment = ticket.attachments.get(command.attachment_id)
+    if attachment is None:
+        raise NotFound
+    if attachment.uploaded_by.id != actor.id and not may(Permission.UPDATE, ticket, actor):
+        raise Forbidden(role=actor.role, permission="delete", what="an attachment of somebody else's to this ticket")
 
 
 def _refuse_if_over(ticket: Ticket, command: Command) -> None:
@@ -424,3 +486,26 @@ def _edit_comment(ticket: Ticket, command: EditComment, at: datetime, said: str)
             previous=said,
             internal=ticket.comments[command.comment_id].internal,
         )
+
+
+def _attach(
+    ticket: Ticket, command: Attach, at: datetime, actor: Actor, attachment_id: UUID
+) -> AttachmentAdded | AttachmentRefused:
+    if command.infected is not None:
+        return AttachmentRefused(
+            **_next(ticket, at),
+            filename=command.filename,
+            size=command.size,
+            sha256=command.sha256,
+            infected=command.infected,
+        )
+    return AttachmentAdded(
+        **_next(ticket, at),
+        attachment_id=attachment_id,
+        uploaded_by=By(actor.id, actor.username, actor.role),
+        filename=command.filename,
+        content_type=command.content_type,
+        size=command.size,
+        sha256=command.sha256,
+        scan=command.scan,
+    )

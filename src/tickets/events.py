@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 from tickets.lifecycle import Status
 from tickets.permissions import Role
 from tickets.sla import Priority
-from tickets.values import Category, Environment
+from tickets.values import Category, Environment, Scan
 
 
 class Event(
@@ -190,6 +190,50 @@ class CommentDeleted(Event, frozen=True, kw_only=True):
     internal: bool = False
 
 
+class AttachmentAdded(Event, frozen=True, kw_only=True):
+    """A file was attached. The bytes are kept by their SHA-256 (hexadecimal), the name only as data."""
+
+    TOPIC: ClassVar[str] = "ticket.attachment_added.v1"
+
+    attachment_id: UUID
+    uploaded_by: By
+    filename: str
+    content_type: str
+    size: int
+    sha256: str
+    scan: Scan
+
+
+class AttachmentDeleted(Event, frozen=True, kw_only=True):
+    """A file was taken away. Its bytes go later, if nothing else names them."""
+
+    TOPIC: ClassVar[str] = "ticket.attachment_deleted.v1"
+
+    attachment_id: UUID
+    filename: str
+
+
+class AttachmentScanned(Event, frozen=True, kw_only=True):
+    """A file that waited for the virus scanner was looked at: `infected` names what is in it, None is nothing."""
+
+    TOPIC: ClassVar[str] = "ticket.attachment_scanned.v1"
+
+    attachment_id: UUID
+    filename: str
+    infected: str | None
+
+
+class AttachmentRefused(Event, frozen=True, kw_only=True):
+    """Somebody tried to attach a file that has a virus in it, the one that `infected` names. It was not kept."""
+
+    TOPIC: ClassVar[str] = "ticket.attachment_refused.v1"
+
+    filename: str
+    size: int
+    sha256: str
+    infected: str
+
+
 class PersonSeen(Event, frozen=True, kw_only=True):
     """Somebody came by with a token, or is named in an import. What is not known is None.
 
@@ -220,11 +264,18 @@ TicketEvent = (
     | CommentAdded
     | CommentEdited
     | CommentDeleted
+    | AttachmentAdded
+    | AttachmentDeleted
+    | AttachmentScanned
+    | AttachmentRefused
 )
 """The facts about tickets."""
 
 CommentFact = CommentAdded | CommentEdited | CommentDeleted
 """The facts about what was said of a ticket, each of which may be internal."""
+
+AttachmentFact = AttachmentAdded | AttachmentDeleted | AttachmentScanned | AttachmentRefused
+"""The facts about files."""
 
 Fact = TicketEvent | PersonSeen
 """All facts there are."""

@@ -16,12 +16,14 @@ import msgspec
 import structlog
 from cachetools import LRUCache
 from msgspec import Struct
+from msgspec.structs import replace
 from uuid_utils.compat import uuid7
 
 from tickets import snapshots
 from tickets.commands import (
     AddComment,
     Assign,
+    Attach,
     Change,
     Command,
     Create,
@@ -30,6 +32,7 @@ from tickets.commands import (
     Policy,
     create,
     decide,
+    scanned,
 )
 from tickets.connections import CONNECTION_LOST
 from tickets.errors import IdempotencyKeyReused, NotFound, Refusal, TooContended, VersionMismatch
@@ -37,6 +40,7 @@ from tickets.events import By, CommentAdded, CommentEdited, CommentFact, Metadat
 from tickets.ledger import Ledger
 from tickets.permissions import Actor, Assignee
 from tickets.ticket import Ticket, fold
+from tickets.values import Scan
 from tickets.writer import Append, Outcome
 
 _KEYS: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:idempotency-key")
@@ -44,6 +48,9 @@ _EVENTS_SHOWN: Final = 100
 _FACTS_A_SNAPSHOT: Final = 500
 
 _log: Final = structlog.get_logger(__name__)
+
+SCANNER: Final = By(uuid5(NAMESPACE_URL, "urn:ticket-service:virus-scanner"), "virus scanner", None)
+"""Who says of a file that waited whether it is clean."""
 
 FindAssignee = Callable[[UUID], Awaitable[Assignee | None]]
 
@@ -100,7 +107,7 @@ class Handler:
         command_id, fingerprint = uuid7(), b""
         if asked.key is not None:
             command_id = uuid5(_KEYS, f"{asked.actor.id}:{asked.key}")
-            fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, command))).digest()
+            fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, _as_asked(command)))).digest()
             first = await self._ledger.outcome(command_id)
             if first is not None:
                 return await self._again(first, command_id, fingerprint)
@@ -114,6 +121,38 @@ class Handler:
         """A ticket read from the ledger, at its newest version or at `upto`."""
         kept = await snapshots.find(self._ledger.pool, ticket_id, upto=upto)
         return await self._read_on(ticket_id, kept, upto)
+
+    async def consider(self, command: Change, ticket_id: UUID, asked: Asked) -> None:
+        """Whether the command would be refused now, before there is all that belongs to it. Raises as `handle`."""
+        ticket = await self._refreshed(ticket_id, self._cache.get(ticket_id))
+        try:
+            decide(
+                ticket,
+                command,
+                actor=asked.actor,
+                at=datetime.now(UTC),
+                policy=self.policy,
+                new_id=ticket_id,
+                if_match=asked.if_match,
+            )
+        except Refusal as refusal:
+            raise await self._explained(refusal, ticket_id, asked) from None
+
+    async def note_scan(self, ticket_id: UUID, attachment_id: UUID, infected: str | None) -> None:
+        """Note what the virus scanner says of a file that waited for it. Raises TooContended, as Ledger.append."""
+        about = Metadata(actor=SCANNER, command_id=uuid7())
+        for _ in range(self._attempts):
+            ticket = await self._refreshed(ticket_id, self._cache.get(ticket_id))
+            if ticket is None:
+                return
+            facts = scanned(ticket, attachment_id, infected, max(datetime.now(UTC), ticket.changed_at))
+            if not facts:
+                return
+            outcome = await self._ledger.append(_appending(ticket_id, ticket.version, facts, about))
+            if outcome.verdict == "appended":
+                await self._done(facts, ticket, outcome)
+                return
+        raise TooContended(attempts=self._attempts)
 
     async def _create(self, command: Create, asked: Asked, command_id: UUID, fingerprint: bytes) -> Answer:
         ticket_id, at = uuid7(), datetime.now(UTC)
@@ -135,7 +174,7 @@ class Handler:
     async def _change(
         self, command: Change, ticket_id: UUID, asked: Asked, command_id: UUID, fingerprint: bytes
     ) -> Answer:
-        comment_id = uuid7() if isinstance(command, AddComment) else None
+        new_id = uuid7() if isinstance(command, AddComment | Attach) else None
         assignee = await self._assignee(command, asked.actor)
         known = self._cache.get(ticket_id)
         fresh = known is None
@@ -153,7 +192,7 @@ class Handler:
                     at=at,
                     policy=self.policy,
                     assignee=assignee,
-                    comment_id=comment_id,
+                    new_id=new_id,
                     said=said,
                     if_match=asked.if_match,
                 )
@@ -198,15 +237,7 @@ class Handler:
             ip_address=asked.ip_address,
             request_id=asked.request_id,
         )
-        return await self._ledger.append(
-            Append(
-                command_id=command_id,
-                stream_id=ticket_id,
-                expected_version=version,
-                facts=tuple((fact, about) for fact in facts),
-                fingerprint=fingerprint,
-            )
-        )
+        return await self._ledger.append(_appending(ticket_id, version, facts, about, fingerprint))
 
     async def _done(self, facts: tuple[TicketEvent, ...], before: Ticket | None, outcome: Outcome) -> Answer:
         ticket = fold(facts, before)
@@ -295,6 +326,23 @@ class Handler:
         known = self._cache.get(ticket.id)
         if known is None or known.version < ticket.version:
             self._cache[ticket.id] = ticket
+
+
+def _as_asked(command: Command) -> Command:
+    """The command without what was found out about it: that may be another the second time."""
+    return replace(command, scan=Scan.UNSCANNED, infected=None) if isinstance(command, Attach) else command
+
+
+def _appending(
+    ticket_id: UUID, version: int, facts: tuple[TicketEvent, ...], about: Metadata, fingerprint: bytes = b""
+) -> Append:
+    return Append(
+        command_id=about.command_id,
+        stream_id=ticket_id,
+        expected_version=version,
+        facts=tuple((fact, about) for fact in facts),
+        fingerprint=fingerprint,
+    )
 
 
 class _Numbers:

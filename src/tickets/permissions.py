@@ -37,6 +37,7 @@ class Permission(StrEnum):
     COMMENT_INTERNALLY = "comment internally on"
     EDIT_COMMENT = "edit a comment on"
     DELETE_COMMENT = "delete a comment on"
+    ATTACH = "attach files to"
 
 
 class Scope(StrEnum):
@@ -81,6 +82,7 @@ _STAFF_TALK: Final = {
     Permission.COMMENT_INTERNALLY: Scope.ALL,
     Permission.EDIT_COMMENT: Scope.WRITTEN,
     Permission.DELETE_COMMENT: Scope.WRITTEN,
+    Permission.ATTACH: Scope.ALL,
 }
 
 _EVERYTHING_BUT_DELETING: Final = {
@@ -103,6 +105,7 @@ GRANTS: Final[dict[Role, dict[Permission, Scope]]] = {
         Permission.COMMENT: Scope.OWN,
         Permission.EDIT_COMMENT: Scope.WRITTEN,
         Permission.DELETE_COMMENT: Scope.WRITTEN,
+        Permission.ATTACH: Scope.OWN,
     },
     Role.DEVOPS_ENGINEER: {
         **_STAFF_TALK,

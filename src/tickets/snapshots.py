@@ -6,7 +6,7 @@ Deliberately absent: when one is worth keeping (handler.py).
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -15,25 +15,24 @@ from msgspec.structs import replace
 
 from tickets import events, ticket
 from tickets.connections import Pool
-from tickets.ticket import Comment, Ticket
+from tickets.ticket import Attachment, Comment, Ticket
 
 _MADE_BY: Final = sha256(b"".join(Path(str(one.__file__)).read_bytes() for one in (events, ticket))).digest()
 """What facts are and how they change a ticket, as of this code."""
 
 
-_NO_COMMENTS: Final[Map[UUID, Comment]] = Map()
-
-
 def _nothing(_value: object) -> None:
-    """What stands for the comments inside the ticket: they are beside it, where their type is known to msgspec."""
+    """What stands for a Map inside the ticket: it is beside it, where the type of what it has is known to msgspec."""
 
 
-def _no_comments(_kind: object, _value: object) -> Map[UUID, Comment]:
-    return _NO_COMMENTS
+def _empty(_kind: object, _value: object) -> Map[Any, Any]:
+    return Map()
 
 
 _encode: Final = msgspec.msgpack.Encoder(enc_hook=_nothing, uuid_format="bytes").encode
-_decode: Final = msgspec.msgpack.Decoder(tuple[Ticket, dict[UUID, Comment]], dec_hook=_no_comments).decode
+_decode: Final = msgspec.msgpack.Decoder(
+    tuple[Ticket, dict[UUID, Comment], dict[UUID, Attachment]], dec_hook=_empty
+).decode
 
 
 async def keep(pool: Pool, kept: Ticket) -> None:
@@ -46,7 +45,7 @@ async def keep(pool: Pool, kept: Ticket) -> None:
         kept.id,
         kept.version,
         _MADE_BY,
-        _encode((replace(kept, comments=_NO_COMMENTS), dict(kept.comments))),
+        _encode((kept, dict(kept.comments), dict(kept.attachments))),
     )
 
 
@@ -60,5 +59,5 @@ async def find(pool: Pool, ticket_id: UUID, *, upto: int | None = None) -> Ticke
     )
     if state is None:
         return None
-    kept, comments = _decode(state)
-    return replace(kept, comments=Map(comments))
+    kept, comments, attachments = _decode(state)
+    return replace(kept, comments=Map(comments), attachments=Map(attachments))

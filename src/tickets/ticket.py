@@ -16,6 +16,11 @@ from msgspec.structs import replace
 
 from tickets.events import (
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
+    AttachmentFact,
+    AttachmentRefused,
+    AttachmentScanned,
     By,
     Closed,
     CommentAdded,
@@ -37,7 +42,7 @@ from tickets.events import (
 from tickets.lifecycle import Status
 from tickets.permissions import Role
 from tickets.sla import Priority
-from tickets.values import Category, Environment
+from tickets.values import Category, Environment, Scan
 
 
 class Comment(Struct, frozen=True, gc=False, array_like=True):
@@ -52,6 +57,20 @@ class Comment(Struct, frozen=True, gc=False, array_like=True):
     edited_at: datetime | None
     version: int
     said_at: int
+
+
+class Attachment(Struct, frozen=True, gc=False, array_like=True):
+    """What is known of a file that is attached; `version` is that of the fact that added it."""
+
+    filename: str
+    content_type: str
+    size: int
+    sha256: str
+    scan: Scan
+    infected: str | None
+    uploaded_by: By
+    created_at: datetime
+    version: int
 
 
 class Ticket(Struct, frozen=True, kw_only=True, gc=False):
@@ -92,6 +111,8 @@ class Ticket(Struct, frozen=True, kw_only=True, gc=False):
     """Each leaves a comment by the system."""
     internal_comments: int
     """How many of the comments only staff may see."""
+    attachments: Map[UUID, Attachment]
+    """Those that are there; what was deleted is not."""
     unseen_at: datetime | None
     """When an internal comment last changed something that only staff may know of."""
 
@@ -169,6 +190,9 @@ def evolve(fact: TicketEvent, ticket: Ticket | None) -> Ticket:
             )
         case CommentAdded() | CommentEdited() | CommentDeleted():
             return _discussed(ticket, version, at, fact)
+        case AttachmentAdded() | AttachmentDeleted() | AttachmentScanned() | AttachmentRefused():
+            attachments = _attached(ticket, version, at, fact)
+            return replace(ticket, version=version, updated_at=at, attachments=attachments)
         case Deleted():
             return replace(ticket, version=version, updated_at=at, deleted=True)
         case Restored():
@@ -218,6 +242,7 @@ def _created(fact: Created, ticket: Ticket | None) -> Ticket:
         comments=Map(),
         status_changes=0,
         internal_comments=0,
+        attachments=Map(),
         unseen_at=None,
     )
 
@@ -277,6 +302,37 @@ def _discussed(ticket: Ticket, version: int, at: datetime, fact: CommentFact) ->
         comments=comments,
         internal_comments=internal,
     )
+
+
+def _attached(ticket: Ticket, version: int, at: datetime, fact: AttachmentFact) -> Map[UUID, Attachment]:
+    """The attachments after a fact about one."""
+    if isinstance(fact, AttachmentRefused):
+        return ticket.attachments
+    known = ticket.attachments.get(fact.attachment_id)
+    if (known is None) is not isinstance(fact, AttachmentAdded):
+        raise BrokenStream(f"{fact.TOPIC} is about attachment {fact.attachment_id}, which is {known or 'not there'}")
+    match fact:
+        case AttachmentAdded():
+            added = Attachment(
+                filename=fact.filename,
+                content_type=fact.content_type,
+                size=fact.size,
+                sha256=fact.sha256,
+                scan=fact.scan,
+                infected=None,
+                uploaded_by=fact.uploaded_by,
+                created_at=at,
+                version=version,
+            )
+            return ticket.attachments.set(fact.attachment_id, added)
+        case AttachmentDeleted():
+            return ticket.attachments.delete(fact.attachment_id)
+        case AttachmentScanned():
+            assert known is not None  # noqa: S101 - for the type checker; it was looked for above
+            scan = Scan.QUARANTINED if fact.infected else Scan.CLEAN
+            return ticket.attachments.set(fact.attachment_id, replace(known, scan=scan, infected=fact.infected))
+        case _:
+            assert_never(fact)
 
 
 def _edited(ticket: Ticket, version: int, at: datetime, fact: Edited) -> Ticket:

@@ -38,3 +38,13 @@ Tag = Annotated[str, Meta(min_length=1, max_length=50)]
 Tags = Annotated[tuple[Tag, ...], Meta(max_length=MAX_TAGS)]
 Reason = Annotated[str, Meta(min_length=1, max_length=20_000)]
 CommentBody = Annotated[str, Meta(min_length=1, max_length=20_000)]
+
+
+class Scan(StrEnum):
+    """What is known of a file's harmlessness."""
+
+    CLEAN = "clean"
+    UNSCANNED = "unscanned"
+    """There is no scanner."""
+    QUARANTINED = "quarantined"
+    """The scanner was away, or found something: nobody gets it."""

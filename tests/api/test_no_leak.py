@@ -53,6 +53,7 @@ OF_A_TICKET: Final[dict[str, list[str]]] = {
         "updated_from={after_the_last_public}",
         "updated_to={after_the_last_public}",
     ],
+    "/api/v1/tickets/counts": [""],
     "/api/v1/tickets/{ticket_id:uuid}": ["", "version=1", "as_of={after_the_last_public}"],
     "/api/v1/tickets/{ticket_id:uuid}/history": [
         "",
@@ -63,6 +64,8 @@ OF_A_TICKET: Final[dict[str, list[str]]] = {
     ],
     "/api/v1/tickets/{ticket_id:uuid}/transitions": [""],
     "/api/v1/tickets/{ticket_id:uuid}/comments": ["", "page_size=1", "page_size=2", "page_size=100"],
+    "/api/v1/tickets/{ticket_id:uuid}/attachments": ["", "page_size=1"],
+    "/api/v1/attachments/{attachment_id:uuid}": [""],
 }
 """Every route about tickets, and what it is asked for here."""
 
@@ -145,7 +148,16 @@ class Desk:
         second = self._say(self.requester, "The second one")
         self._did("DELETE", f"{COMMENTS}/{second}", self.requester)
         self._did("PATCH", self.url, self.requester, title=f"The second {SPOKEN} is down")
+        self._whisper("edit")
+        self.attachment_id = self._attached("pump.json", b'{"pressure": 7}')["id"]
+        self._attached("again.txt", b"as above")
         self._whisper("edit")  # the newest of all
+
+    def _attached(self, name: str, content: bytes) -> dict[str, Any]:
+        answer = self.http.post(f"{self.url}/attachments", headers=self.requester, files={"file": (name, content)})
+        assert answer.is_success, answer.text
+        attached: dict[str, Any] = answer.json()
+        return attached
 
     @property
     def whisperer_in_public(self) -> dict[str, str]:
@@ -158,7 +170,7 @@ class Desk:
 
     def looked(self, path: str, query: str, who: dict[str, str] | None = None) -> list[httpx.Response]:
         """All pages of what somebody, by default the requester, sees there."""
-        url = path.replace("{ticket_id:uuid}", self.ticket_id)
+        url = path.replace("{ticket_id:uuid}", self.ticket_id).replace("{attachment_id:uuid}", self.attachment_id)
         query = query.replace("{after_the_last_public}", _a_moment_after(self.last_public))
         pages: list[httpx.Response] = []
         cursor = ""

@@ -13,8 +13,12 @@ import pytest
 
 from api.commands import BODIES, COMMAND_ROUTES
 from api.problems import PROBLEMS, ProblemDetails
-from api.queries.tickets import QUERIES, QUERY_ROUTES, CommentList, History, TicketList, Transitions
+from api.queries import QUERIES, QUERY_ROUTES
+from api.queries.conversation import AttachmentList, CommentList
+from api.queries.tickets import History, TicketList, Transitions
+from projections.attachments import AttachmentView
 from projections.comments import CommentView
+from projections.counts import Counts
 from projections.tickets import TicketView
 from tests.conftest import NEW_TICKET, Service
 from tickets.permissions import Role
@@ -22,7 +26,10 @@ from tickets.permissions import Role
 PREFIX = "/api/v1"
 METHODS = {"get", "put", "post", "delete", "patch"}
 CONTRACT = {400, 401, 403, 404, 409, 412, 413, 415, 422, 428, 429, 503}
-SUCCESS = {200, 201, 204, 304}
+SUCCESS = {200, 201, 204, 206, 304}
+DOWNLOAD = {206, 304, 409, 416}
+"""What only the download of a file can answer, of the queries."""
+UPLOAD = "multipart/form-data"
 ANSWERS: dict[str, Any] = {
     "TicketView": TicketView,
     "TicketList": TicketList,
@@ -30,8 +37,11 @@ ANSWERS: dict[str, Any] = {
     "Transitions": Transitions,
     "CommentView": CommentView,
     "CommentList": CommentList,
+    "AttachmentView": AttachmentView,
+    "AttachmentList": AttachmentList,
+    "Counts": Counts,
 }
-CREATING = {"createTicket", "addComment"}
+CREATING = {"createTicket", "addComment", "addAttachment"}
 """What is answered by 201, with a body or without."""
 OPERATIONS = sorted(str(route.operation_id) for route in (*COMMAND_ROUTES, *QUERY_ROUTES))
 
@@ -174,12 +184,13 @@ def test_commands_and_queries_are_told_apart_by_their_tag(document: dict[str, An
 def test_every_status_that_is_documented_is_one_of_the_contract(document: dict[str, Any], name: str) -> None:
     operation = Operation(document, name)
     statuses = {int(status) for status in operation.said["responses"]}
-    assert statuses <= CONTRACT | SUCCESS
+    assert statuses <= CONTRACT | SUCCESS | DOWNLOAD
     assert len(statuses & SUCCESS) >= 1
     always = {400, 401, 404, 503}
     assert statuses >= (always if operation.method == "get" else always | {403, 409, 412, 413, 415, 422, 428})
     if operation.method == "get":
-        assert not statuses & {409, 412, 413, 415, 422, 428}
+        assert not statuses & {412, 413, 415, 422, 428}
+        assert statuses & {206, 409, 416} == ({206, 409, 416} if name == "getAttachment" else set())
 
 
 @every_operation
@@ -201,7 +212,9 @@ def test_every_header_that_matters_is_documented(document: dict[str, Any], name:
     if operation.method == "get":
         assert headers >= {"Ledger-Position"}
         assert not headers & {"Idempotency-Key", "If-Match"}
-        assert ("If-None-Match" in headers) == ("304" in operation.said["responses"]) == (name == "getTicket")
+        conditional = name in {"getTicket", "getAttachment"}
+        assert ("If-None-Match" in headers) == ("304" in operation.said["responses"]) == conditional
+        assert (headers >= {"Range", "If-Range"}) == (name == "getAttachment")
     else:
         assert headers >= {"Idempotency-Key", "If-Match", "Prefer"}
         assert ("204" in operation.said["responses"]) == (name not in CREATING)
@@ -234,7 +247,10 @@ def test_what_a_list_can_be_asked_for_is_what_the_contract_says(document: dict[s
 
 def test_the_bodies_are_closed(document: dict[str, Any]) -> None:
     for name in OPERATIONS:
-        for media in Operation(document, name).content.values():
+        for kind, media in Operation(document, name).content.items():
+            if kind == UPLOAD:
+                assert media["schema"]["additionalProperties"] is False
+                continue
             reference = next(references(media["schema"]), None)
             assert reference is not None
             schema = document["components"]["schemas"][reference.rpartition("/")[2]]
@@ -262,12 +278,16 @@ def place(client: httpx.Client, operation: Operation, *steps: str) -> str:
     if "{comment_id}" in path:
         comment = client.post(f"{PREFIX}/tickets/{ticket}/comments", json={"body": "Something"}).json()["id"]
         path = path.replace("{comment_id}", comment)
+    if "{attachment_id}" in path:
+        url = f"{PREFIX}/tickets/{ticket}/attachments"
+        path = path.replace("{attachment_id}", client.post(url, files={"file": ("a.txt", b"Something")}).json()["id"])
     assert "{" not in path
     return path
 
 
 def test_every_command_that_takes_a_body_says_so_and_no_other(document: dict[str, Any]) -> None:
-    assert {name for name in OPERATIONS if Operation(document, name).content} == set(BODIES)
+    assert {name for name in OPERATIONS if Operation(document, name).content} == {*BODIES, "addAttachment"}
+    assert list(Operation(document, "addAttachment").content) == [UPLOAD]
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))
@@ -298,6 +318,9 @@ def test_every_example_of_an_answer_is_one(document: dict[str, Any], name: str) 
         assert "content" not in operation.said["responses"]["204"]
         return
     status = "201" if name in CREATING else "200"
+    if name == "getAttachment":
+        assert list(operation.said["responses"]["200"]["content"]) == ["application/octet-stream"]
+        return
     media = operation.said["responses"][status]["content"]["application/json"]
     kind = ANSWERS[media["schema"]["$ref"].rpartition("/")[2]]
     decoded = msgspec.convert(media["example"], kind)
@@ -311,6 +334,9 @@ def test_every_answer_is_as_documented(client: httpx.Client, document: dict[str,
         return
     answer = client.get(place(client, operation))
     assert answer.status_code == 200
+    if name == "getAttachment":
+        assert answer.content == b"Something"
+        return
     media = operation.said["responses"]["200"]["content"]["application/json"]
     schema = document["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
     assert set(answer.json()) == set(schema["properties"]) == set(schema["required"])
@@ -349,7 +375,7 @@ def test_every_kind_of_problem_is_explained_where_its_type_says(
     kind = PROBLEMS[slug]
     for text in (str(kind.status), kind.title, kind.advice):
         assert text in answer.text
-    assert kind.status in CONTRACT | {405, 500}
+    assert kind.status in CONTRACT | {405, 416, 500}
     assert service.url not in answer.text
 
 

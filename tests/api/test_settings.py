@@ -24,7 +24,16 @@ P256 = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(*PUBLIC
 RSA = rsa.generate_private_key(public_exponent=65_537, key_size=2_048).public_key().public_bytes(*PUBLIC_FORM).decode()
 
 HOURS = [f"SLA_P{priority}_{which}_HOURS" for priority in (1, 2, 3, 4) for which in ("RESPONSE", "RESOLUTION")]
-COUNTS = ["COMMAND_QUEUE_LIMIT", "MAX_BODY_BYTES", "DATABASE_POOL_SIZE", "DATABASE_TIMEOUT_MS", "TICKET_CACHE_SIZE"]
+COUNTS = [
+    "COMMAND_QUEUE_LIMIT",
+    "MAX_BODY_BYTES",
+    "DATABASE_POOL_SIZE",
+    "DATABASE_TIMEOUT_MS",
+    "TICKET_CACHE_SIZE",
+    "UPLOAD_TIMEOUT_MS",
+    "UPLOADS_AT_ONCE",
+    "MAX_ARCHIVE_RATIO",
+]
 
 GOOD: list[tuple[str, str, Any]] = [
     ("DATABASE_URL", "postgresql://user:secret@host/tickets", "postgresql://user:secret@host/tickets"),
@@ -58,6 +67,22 @@ GOOD: list[tuple[str, str, Any]] = [
     *(("REQUIRE_IF_MATCH", text, False) for text in ("false", "False", "0")),
     ("FRESHNESS_TIMEOUT_MS", "0", 0),
     ("FRESHNESS_TIMEOUT_MS", "600000", 600_000),
+    ("UPLOAD_DIR", "/srv/uploads", Path("/srv/uploads")),
+    ("STORAGE_URL", "s3://bucket/prefix", "s3://bucket/prefix"),
+    ("STORAGE_URL", "gs://bucket", "gs://bucket"),
+    ("CLAMAV_URL", "tcp://127.0.0.1:3310", "tcp://127.0.0.1:3310"),
+    ("CLAMAV_URL", "tcp://clamav", "tcp://clamav"),
+    ("CLAMAV_URL", "unix:///run/clamav/clamd.ctl", "unix:///run/clamav/clamd.ctl"),
+    ("ALLOWED_FILE_EXTENSIONS", "pdf", ("pdf",)),
+    ("ALLOWED_FILE_EXTENSIONS", ".PDF, png,", ("pdf", "png")),
+    ("MAX_FILE_SIZE_MB", "1", 1),
+    ("MAX_FILE_SIZE_MB", "10240", 10_240),
+    ("MAX_ARCHIVE_ENTRIES", "60000", 60_000),
+    ("MAX_ARCHIVE_SIZE_MB", "1", 1),
+    ("MAX_ARCHIVE_DEPTH", "0", 0),
+    ("ATTACHMENT_RETENTION_DAYS", "0", 0.0),
+    ("RESCAN_SECONDS", "0.1", 0.1),
+    ("SWEEP_MINUTES", "0.5", 0.5),
     *((name, "1", 1) for name in COUNTS),
     *((name, "2147483647", 2**31 - 1) for name in COUNTS),
 ]
@@ -79,6 +104,16 @@ BAD: list[tuple[str, str]] = [
     *(("TRUSTED_PROXIES", text) for text in ("proxy", "10.0.0.1/8", "10.0.0.0/33", ",", "10.0.0.1;10.0.0.2", "*")),
     *(("REQUIRE_IF_MATCH", text) for text in ("yes", "on", "2", "maybe", "tru")),
     *(("FRESHNESS_TIMEOUT_MS", text) for text in ("-1", "600001", "2s", "1.5")),
+    *(("STORAGE_URL", text) for text in ("/srv", "file:///srv", "http://host/bucket", "memory:///", "s3:")),
+    *(("CLAMAV_URL", text) for text in ("127.0.0.1:3310", "tcp://", "unix://", "http://clamav", "tcp://host:port")),
+    *(("ALLOWED_FILE_EXTENSIONS", text) for text in ("exe", "pdf,svg", "*", ",", "pdf;png")),
+    *(("MAX_FILE_SIZE_MB", text) for text in ("0", "10241", "50M")),
+    *(("MAX_ARCHIVE_ENTRIES", text) for text in ("0", "60001")),
+    *(("MAX_ARCHIVE_SIZE_MB", text) for text in ("0", "102401")),
+    *(("MAX_ARCHIVE_DEPTH", text) for text in ("-1", "17")),
+    *(("ATTACHMENT_RETENTION_DAYS", text) for text in ("-1", "nan", "36501", "a month")),
+    *(("RESCAN_SECONDS", text) for text in ("0", "86401", "inf")),
+    *(("SWEEP_MINUTES", text) for text in ("-1", "100001")),
     *((name, text) for name in COUNTS for text in ("0", "-1", "many", "2147483648", "1.5")),
 ]
 
@@ -105,6 +140,7 @@ def test_every_setting_is_in_the_tables() -> None:
     assert {name for name, _, _ in GOOD} == fields
     free = {
         "DATA_DIR",
+        "UPLOAD_DIR",
         "JWT_ISSUER",
         "JWT_AUDIENCE",
         "AUTH_SERVICE_URL",

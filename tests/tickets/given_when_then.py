@@ -14,10 +14,14 @@ from uuid import UUID
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from tickets.commands import AddComment, Command, Create, Policy, create, decide
+from tickets.commands import AddComment, Attach, Command, Create, Policy, create, decide
 from tickets.errors import Refusal
 from tickets.events import (
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
+    AttachmentRefused,
+    AttachmentScanned,
     By,
     Closed,
     CommentAdded,
@@ -39,7 +43,7 @@ from tickets.lifecycle import Status
 from tickets.permissions import Actor, Assignee, Role
 from tickets.sla import Priority
 from tickets.ticket import Ticket, fold
-from tickets.values import Category, Environment
+from tickets.values import Category, Environment, Scan
 
 START: Final = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 LATER: Final = START + timedelta(hours=1)
@@ -49,7 +53,9 @@ NUMBER: Final = "TKT-2026-000042"
 NOTES: Final = "Restarted the worker."
 COMMENT: Final = UUID("01890000-0000-7000-8000-0000000000c0")
 NEW_COMMENT: Final = UUID("01890000-0000-7000-8000-0000000000c1")
-"""The id of every comment that a command adds here."""
+"""The id of every comment or file that a command adds here."""
+FILE: Final = UUID("01890000-0000-7000-8000-0000000000f0")
+SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 WORDS: Final = "It began after the upgrade"
 
 ALICE: Final = Actor(id=UUID(int=1), role=Role.END_USER, username="alice")
@@ -196,6 +202,41 @@ def comment_deleted(
     return CommentDeleted(**_head(at), comment_id=comment_id, previous=previous, internal=internal)
 
 
+def attached(
+    by: Actor = ADMIN,
+    filename: str = "proxy.log",
+    *,
+    scan: Scan = Scan.CLEAN,
+    attachment_id: UUID = FILE,
+    at: datetime = START,
+) -> AttachmentAdded:
+    """A file that `by` attached."""
+    return AttachmentAdded(
+        **_head(at),
+        attachment_id=attachment_id,
+        uploaded_by=By(by.id, by.username, by.role),
+        filename=filename,
+        content_type="text/plain",
+        size=4,
+        sha256=SHA256,
+        scan=scan,
+    )
+
+
+def detached(filename: str = "proxy.log", *, attachment_id: UUID = FILE, at: datetime = START) -> AttachmentDeleted:
+    return AttachmentDeleted(**_head(at), attachment_id=attachment_id, filename=filename)
+
+
+def scanned(
+    infected: str | None = None, filename: str = "proxy.log", *, attachment_id: UUID = FILE, at: datetime = START
+) -> AttachmentScanned:
+    return AttachmentScanned(**_head(at), attachment_id=attachment_id, filename=filename, infected=infected)
+
+
+def refused_file(infected: str = "Eicar", filename: str = "proxy.log", *, at: datetime = START) -> AttachmentRefused:
+    return AttachmentRefused(**_head(at), filename=filename, size=4, sha256=SHA256, infected=infected)
+
+
 def way_to(status: Status, *, at: datetime = START) -> tuple[TicketEvent, ...]:
     """What happens to a new ticket until it has this status, by the shortest way."""
     opened, begun = moved(Status.OPEN, at=at), moved(Status.IN_PROGRESS, at=at)
@@ -265,7 +306,7 @@ class Given:
                     at=at,
                     policy=policy,
                     assignee=KNOWN.get(to) if isinstance(to, UUID) else None,
-                    comment_id=NEW_COMMENT if isinstance(command, AddComment) else None,
+                    new_id=NEW_COMMENT if isinstance(command, AddComment | Attach) else None,
                     said=self._said(getattr(command, "comment_id", None)),
                     if_match=if_match,
                 )

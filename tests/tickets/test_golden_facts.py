@@ -18,6 +18,10 @@ from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 from tickets.events import (
     FACTS,
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
+    AttachmentRefused,
+    AttachmentScanned,
     By,
     Closed,
     CommentAdded,
@@ -40,7 +44,7 @@ from tickets.lifecycle import Status
 from tickets.mapper import UPCASTERS, FactMapper, decode, decode_all, encode
 from tickets.permissions import Role
 from tickets.sla import Priority
-from tickets.values import Category, Environment
+from tickets.values import Category, Environment, Scan
 
 STORED: Final[dict[str, dict[str, str]]] = json.loads(
     Path(__file__).with_name("golden_facts.json").read_text(encoding="utf-8")
@@ -51,6 +55,8 @@ STREAM: Final = UUID("0198a7c2-5d1e-7b3a-9c4f-2e6d8a1b0c3d")
 REQUESTER: Final = UUID("3f1c9a52-7d84-4e0b-b6a1-90c2d5e8f714")
 ENGINEER: Final = UUID("a2b4c6d8-1357-4924-8680-acebdf024681")
 COMMENT: Final = UUID("0198a7c3-11aa-7c00-8d00-5eedc0ffee01")
+FILE: Final = UUID("0198a7c3-22bb-7c00-8d00-5eedc0ffee02")
+SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 AT: Final = datetime(2026, 3, 2, 9, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -137,6 +143,44 @@ READ: Final[dict[str, Fact]] = {
     ),
     "a comment deleted": CommentDeleted(**head(24), comment_id=COMMENT, previous='Was "stood" there'),
     "an internal comment deleted": CommentDeleted(**head(25), comment_id=COMMENT, previous="…", internal=True),
+    "a file attached": AttachmentAdded(
+        **head(26),
+        attachment_id=FILE,
+        uploaded_by=By(REQUESTER, "zoë", Role.END_USER),
+        filename='Größe „7“ 🔥 "log".txt',
+        content_type="text/plain",
+        size=52_428_800,
+        sha256=SHA256,
+        scan=Scan.CLEAN,
+    ),
+    "a file attached by somebody of whom little is known, in quarantine": AttachmentAdded(
+        **head(27),
+        attachment_id=FILE,
+        uploaded_by=By(ENGINEER, None, None),
+        filename="a",
+        content_type="application/zip",
+        size=1,
+        sha256=SHA256,
+        scan=Scan.QUARANTINED,
+    ),
+    "a file attached where there is no scanner": AttachmentAdded(
+        **head(28),
+        attachment_id=FILE,
+        uploaded_by=By(ENGINEER, "dev", Role.DEVOPS_ENGINEER),
+        filename="shot.png",
+        content_type="image/png",
+        size=7,
+        sha256=SHA256,
+        scan=Scan.UNSCANNED,
+    ),
+    "a file taken away": AttachmentDeleted(**head(29), attachment_id=FILE, filename="shot.png"),
+    "a file found clean": AttachmentScanned(**head(30), attachment_id=FILE, filename="shot.png", infected=None),
+    "a file found infected": AttachmentScanned(
+        **head(31), attachment_id=FILE, filename="shot.png", infected="Win.Test.EICAR_HDB-1"
+    ),
+    "a file refused": AttachmentRefused(
+        **head(32), filename="прайс.zip", size=184, sha256=SHA256, infected="Win.Test.EICAR_HDB-1"
+    ),
     "a person seen, with all that a token says": PersonSeen(
         **head(1), person_id=ENGINEER, username="jürgen", role=Role.DEVOPS_ENGINEER, teams=("Réseau", "web")
     ),
@@ -162,6 +206,10 @@ TOPICS: Final = {
     "ticket.comment_added.v1": CommentAdded,
     "ticket.comment_edited.v1": CommentEdited,
     "ticket.comment_deleted.v1": CommentDeleted,
+    "ticket.attachment_added.v1": AttachmentAdded,
+    "ticket.attachment_deleted.v1": AttachmentDeleted,
+    "ticket.attachment_scanned.v1": AttachmentScanned,
+    "ticket.attachment_refused.v1": AttachmentRefused,
     "person.seen.v1": PersonSeen,
 }
 """Every topic that may be in a ledger somewhere."""

@@ -32,11 +32,13 @@ from tests.tickets.given_when_then import (
     NOBODY_KNOWN,
     NOTES,
     SENIOR,
+    SHA256,
     START,
     WEB_DEV,
     WORDS,
     Given,
     assigned,
+    attached,
     commented,
     created,
     deleted,
@@ -46,10 +48,12 @@ from tests.tickets.given_when_then import (
 from tickets.commands import (
     AddComment,
     Assign,
+    Attach,
     ChangeStatus,
     Command,
     Delete,
     DeleteComment,
+    Detach,
     Edit,
     EditComment,
     Policy,
@@ -69,6 +73,8 @@ from tickets.errors import (
 )
 from tickets.events import (
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
     Closed,
     CommentAdded,
     CommentDeleted,
@@ -355,6 +361,42 @@ TEAM_LEAD         hidden   hidden    hidden   hidden   hidden    hidden
 MANAGER           hidden   hidden    hidden   hidden   hidden    hidden
 ADMIN             hidden   hidden    hidden   hidden   hidden    hidden
 """,
+    "attach a file": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          yes      hidden    hidden   hidden   gone      hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "take away one's own file": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          yes      hidden    hidden   hidden   gone      hidden
+DEVOPS_ENGINEER   yes      yes       yes      yes      gone      gone
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "take away somebody's file": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          yes      hidden    hidden   hidden   gone      hidden
+DEVOPS_ENGINEER   no       yes       no       no       no        no
+SENIOR_ENGINEER   yes      yes       yes      yes      gone      gone
+TEAM_LEAD         yes      yes       yes      yes      gone      gone
+MANAGER           yes      yes       yes      yes      gone      gone
+ADMIN             yes      yes       yes      yes      gone      gone
+""",
+    "take away a file that is not there": """
+                  own      assigned  team     other    gone own  gone other
+END_USER          hidden   hidden    hidden   hidden   hidden    hidden
+DEVOPS_ENGINEER   hidden   hidden    hidden   hidden   hidden    hidden
+SENIOR_ENGINEER   hidden   hidden    hidden   hidden   hidden    hidden
+TEAM_LEAD         hidden   hidden    hidden   hidden   hidden    hidden
+MANAGER           hidden   hidden    hidden   hidden   hidden    hidden
+ADMIN             hidden   hidden    hidden   hidden   hidden    hidden
+""",
 }
 
 FACTS_OF: dict[str, type] = {
@@ -368,6 +410,8 @@ FACTS_OF: dict[str, type] = {
     **{name: CommentAdded for name in TABLES if name.startswith("comment")},
     **{name: CommentEdited for name in TABLES if name.startswith("edit ")},
     **{name: CommentDeleted for name in TABLES if name.startswith("delete ")},
+    **{name: AttachmentDeleted for name in TABLES if name.startswith("take away ")},
+    "attach a file": AttachmentAdded,
 }
 """The fact that a `yes` is; of all else it is Assigned."""
 
@@ -379,6 +423,13 @@ COMMENTS = {
     "a comment that is not there": UUID(int=0xC4),
 }
 """Of every ticket here. An END_USER who wrote an internal one was staff then."""
+
+FILES = {
+    "one's own file": UUID(int=0xF0),
+    "somebody's file": UUID(int=0xF1),
+    "a file that is not there": UUID(int=0xF2),
+}
+"""Of every ticket here."""
 
 REFUSALS: dict[str, type[Refusal]] = {
     "no": Forbidden,
@@ -435,12 +486,14 @@ def _command(name: str, actor: Actor) -> Command:
         "comment internally": AddComment(body=WORDS, internal=True),
         **{f"edit {what}": EditComment(comment_id=one, body="Put differently") for what, one in COMMENTS.items()},
         **{f"delete {what}": DeleteComment(comment_id=one) for what, one in COMMENTS.items()},
+        "attach a file": Attach(filename="a.txt", content_type="text/plain", size=1, sha256=SHA256),
+        **{f"take away {what}": Detach(attachment_id=one) for what, one in FILES.items()},
     }
     return commands[name]
 
 
 def _ticket(relation: str, actor: Actor, status: Status = Status.IN_PROGRESS) -> Given:
-    """A ticket with that status which the actor has this to do with, and nothing else but for what was said of it."""
+    """A ticket with that status which the actor has this to do with, and nothing else but comments and files."""
     first = created(by=actor if relation.endswith("own") else BOB, team="web" if relation == "team" else None)
     further: dict[str, list[TicketEvent]] = {
         "assigned": [assigned(actor)],
@@ -456,7 +509,12 @@ def _ticket(relation: str, actor: Actor, status: Status = Status.IN_PROGRESS) ->
         for what, one in COMMENTS.items()
         if what != "a comment that is not there"
     ]
-    return given(first, *said, *way_to(status), *further.get(relation, []))
+    files = [
+        attached(actor if "own" in what else WEB_DEV, attachment_id=one)
+        for what, one in FILES.items()
+        if what != "a file that is not there"
+    ]
+    return given(first, *said, *files, *way_to(status), *further.get(relation, []))
 
 
 def test_the_tables_have_a_cell_for_every_role_command_and_relation() -> None:
@@ -464,7 +522,7 @@ def test_the_tables_have_a_cell_for_every_role_command_and_relation() -> None:
         header, *rows = table.strip().splitlines()
         assert header.replace("gone ", "gone_").split() == [one.replace(" ", "_") for one in RELATIONS]
         assert [row.split()[0] for row in rows] == list(Role)
-    assert len(CELLS) == 6 * 28 * 6
+    assert len(CELLS) == 6 * 32 * 6
     assert set(ACTORS) == set(Role)
 
 

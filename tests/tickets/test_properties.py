@@ -17,22 +17,26 @@ from eventsourcing.persistence import StoredEvent
 from hypothesis import Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from immutables import Map
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from projections.comments import COMMENTS
 from projections.history import changes, entry
 from projections.projection import Envelope, Step, decode_metadata
+from projections.runner import PROJECTIONS
 from projections.tickets import document, view
 from tests.tickets.given_when_then import CAST, KNOWN, NOBODY_KNOWN, NUMBER, START, TICKET, numbered
 from tickets.commands import (
     AddComment,
     Assign,
+    Attach,
     Change,
     ChangeStatus,
     Create,
     Delete,
     DeleteComment,
+    Detach,
     Edit,
     EditComment,
     Policy,
@@ -40,10 +44,13 @@ from tickets.commands import (
     create,
     decide,
     reschedule,
+    scanned,
 )
 from tickets.errors import Forbidden, NotFound, Refusal, TicketClosed, TicketDeleted
 from tickets.events import (
     FACTS,
+    AttachmentFact,
+    AttachmentRefused,
     By,
     CommentAdded,
     CommentDeleted,
@@ -61,7 +68,7 @@ from tickets.mapper import FactMapper, decode, decode_all, encode
 from tickets.permissions import Actor, Role
 from tickets.sla import Priority
 from tickets.ticket import Ticket, evolve, fold
-from tickets.values import Category, Environment
+from tickets.values import Category, Environment, Scan
 
 POLICY: Final = Policy()
 
@@ -103,7 +110,25 @@ class TakeBack:
     by_its_author: bool
 
 
-Ask = Edit | Assign | ChangeStatus | Delete | Restore | AddComment | Walk | Answer | Rephrase | TakeBack
+@dataclass(frozen=True)
+class TakeAway:
+    """Take away one of the files that there are, as whoever attached it or as whoever is asked."""
+
+    number: int
+    by_its_uploader: bool
+
+
+@dataclass(frozen=True)
+class LookAt:
+    """Have the virus scanner look at one of the files that there are."""
+
+    number: int
+    infected: str | None
+
+
+Said = AddComment | Answer | Rephrase | TakeBack
+Filed = Attach | TakeAway | LookAt
+Ask = Edit | Assign | ChangeStatus | Delete | Restore | Walk | Said | Filed
 Asked = tuple[Ask, Actor, timedelta]
 """What is asked, by whom, and how long after what was before."""
 
@@ -178,6 +203,27 @@ talk: SearchStrategy[Ask] = st.one_of(
     st.builds(Rephrase, st.integers(0, 5), texts, st.booleans()),
     st.builds(TakeBack, st.integers(0, 5), st.booleans()),
 )
+files: SearchStrategy[Ask] = st.one_of(
+    st.builds(
+        Attach,
+        filename=st.sampled_from(["a.txt", "Größe 7.log"]),
+        content_type=st.just("text/plain"),
+        size=st.integers(1, 9),
+        sha256=st.sampled_from(["00" * 32, "ff" * 32]),
+        scan=st.sampled_from(Scan),
+        infected=st.none() | st.just("Eicar"),
+    ),
+    st.builds(
+        Attach,
+        filename=st.just("waiting.txt"),
+        content_type=st.just("text/plain"),
+        size=st.just(1),
+        sha256=st.just("00" * 32),
+        scan=st.just(Scan.QUARANTINED),
+    ),
+    st.builds(TakeAway, st.integers(0, 5), st.booleans()),
+    st.builds(LookAt, st.integers(0, 5), st.none() | st.just("Eicar")),
+)
 moves = st.builds(ChangeStatus, status=st.sampled_from(Status), reason=reasons)
 anything: SearchStrategy[Ask] = st.one_of(edits, assignments, moves, st.just(Delete()), st.just(Restore()))
 requests = st.builds(
@@ -202,6 +248,12 @@ def live(request: Create, asker: Actor, asks: list[Asked]) -> Life:
     life, at = Life(facts, [ticket]), START
     for ask, actor, gap in asks:
         at += gap
+        if isinstance(ask, LookAt):
+            for seen in scanned(ticket, numbered_one(ticket.attachments, ask.number), ask.infected, at):
+                ticket = evolve(seen, ticket)
+                life.facts.append(seen)
+                life.states.append(ticket)
+            continue
         before, (command, asker) = ticket, wanted(ask, actor, ticket)
         refusal, decided = None, tuple[TicketEvent, ...]()
         try:
@@ -216,6 +268,12 @@ def live(request: Create, asker: Actor, asks: list[Asked]) -> Life:
     return life
 
 
+def numbered_one(there: Map[UUID, Any], number: int) -> UUID:
+    """One of what is there, or the id of nothing."""
+    ids = sorted(there)
+    return ids[number % len(ids)] if ids else NOBODY_KNOWN
+
+
 def wanted(ask: Ask, actor: Actor, ticket: Ticket) -> tuple[Change, Actor]:
     """The command that is meant, on the ticket as it is, and who gives it."""
     match ask:
@@ -225,13 +283,19 @@ def wanted(ask: Ask, actor: Actor, ticket: Ticket) -> tuple[Change, Actor]:
         case Answer():
             return AddComment(body=ask.body, internal=ask.internal), PERSON[ticket.requester_id]
         case Rephrase() | TakeBack():
-            there = sorted(ticket.comments)
-            comment_id = there[ask.number % len(there)] if there else NOBODY_KNOWN
-            if there and ask.by_its_author:
+            comment_id = numbered_one(ticket.comments, ask.number)
+            if ask.by_its_author and comment_id in ticket.comments:
                 actor = PERSON[ticket.comments[comment_id].author.id]
             if isinstance(ask, TakeBack):
                 return DeleteComment(comment_id=comment_id), actor
             return EditComment(comment_id=comment_id, body=ask.body), actor
+        case TakeAway():
+            attachment_id = numbered_one(ticket.attachments, ask.number)
+            if ask.by_its_uploader and attachment_id in ticket.attachments:
+                actor = PERSON[ticket.attachments[attachment_id].uploaded_by.id]
+            return Detach(attachment_id=attachment_id), actor
+        case LookAt():
+            raise AssertionError("nobody asks for that")
         case _:
             return ask, actor
 
@@ -241,10 +305,8 @@ def ask_for(life: Life, ticket: Ticket, command: Change, actor: Actor, at: datet
     assignee = KNOWN.get(to) if isinstance(to, UUID) else None
     about = command.comment_id if isinstance(command, EditComment | DeleteComment) else None
     said = "" if about is None or about not in ticket.comments else text_of(life, ticket, about)
-    comment_id = UUID(int=(0xC0 << 64) + ticket.version + 1)
-    return decide(
-        ticket, command, actor=actor, at=at, policy=POLICY, assignee=assignee, comment_id=comment_id, said=said
-    )
+    new_id = UUID(int=(0xC0 << 64) + ticket.version + 1)
+    return decide(ticket, command, actor=actor, at=at, policy=POLICY, assignee=assignee, new_id=new_id, said=said)
 
 
 def text_of(life: Life, ticket: Ticket, comment_id: UUID) -> str:
@@ -272,7 +334,8 @@ who_may_most = st.sampled_from([actor for actor in CAST if actor.role in {Role.A
 walks = st.tuples(steps, who_may_most, gaps)
 wishes = st.tuples(anything, people | who_may_most, gaps)
 words = st.tuples(talk, people | who_may_most, gaps)
-asks = st.lists(walks | walks | wishes | words, min_size=12, max_size=40)
+papers = st.tuples(files, people | who_may_most, gaps)
+asks = st.lists(walks | walks | wishes | words | papers, min_size=12, max_size=40)
 lives = st.builds(live, requests, people, asks)
 
 thoroughly = settings(max_examples=40)
@@ -363,14 +426,20 @@ def test_after_every_command_the_due_dates_are_what_the_ticket_says_they_are(lif
 
 @thoroughly
 @given(lives)
-def test_every_fact_changes_something_that_the_ticket_or_its_comments_show(life: Life) -> None:
+def test_every_fact_but_a_refused_file_changes_something_that_the_ticket_its_comments_or_its_files_show(
+    life: Life,
+) -> None:
     for fact, before, after in zip(life.facts[1:], life.states, life.states[1:], strict=False):
         if isinstance(fact, CommentFact):
             assert before.comments != after.comments
             assert not isinstance(fact, CommentEdited) or fact.body != fact.previous
+        elif isinstance(fact, AttachmentFact):
+            assert (before.attachments != after.attachments) is not isinstance(fact, AttachmentRefused)
+            assert before.comments is after.comments
         else:
             assert changes(before, after)
             assert before.comments is after.comments
+            assert before.attachments is after.attachments
 
 
 @thoroughly
@@ -403,8 +472,11 @@ def test_asking_for_the_same_again_at_once_changes_nothing_but_for_what_is_said_
         elif isinstance(decided.command, AddComment):
             assert not isinstance(again, Refusal)
             assert [type(fact) for fact in again] == [CommentAdded], "and nothing opens twice"
-        elif isinstance(decided.command, DeleteComment):
+        elif isinstance(decided.command, DeleteComment | Detach):
             assert isinstance(again, NotFound)
+        elif isinstance(decided.command, Attach):
+            assert not isinstance(again, Refusal)
+            assert [type(fact) for fact in again] == [type(fact) for fact in decided.facts]
         else:
             assert again == ()
 
@@ -419,7 +491,7 @@ def test_nobody_changes_what_they_cannot_see_and_end_users_no_more_than_their_ow
             about = decided.before.comments.get(command.comment_id)
             hidden = about is None or (about.internal and not actor.is_staff)
         else:
-            hidden = False
+            hidden = isinstance(command, Detach) and command.attachment_id not in decided.before.attachments
         if actor.role is not Role.END_USER:
             assert isinstance(decided.refusal, NotFound) is hidden
             continue
@@ -429,6 +501,8 @@ def test_nobody_changes_what_they_cannot_see_and_end_users_no_more_than_their_ow
             assert isinstance(decided.refusal, Forbidden) is (about.author.id != actor.id)
         elif isinstance(command, AddComment):
             assert isinstance(decided.refusal, Forbidden) is command.internal
+        elif isinstance(command, Attach | Detach):
+            assert not isinstance(decided.refusal, Forbidden)
         elif not isinstance(command, Edit | ChangeStatus):
             assert isinstance(decided.refusal, Forbidden)
         elif decided.facts and isinstance(decided.command, ChangeStatus):
@@ -511,6 +585,16 @@ def test_a_ticket_counts_the_comments_that_the_read_model_has_for_each_reader(li
         assert not any(row["doc"] for row in rows.values() if row["deleted"]), "a text that was taken back is nowhere"
 
 
+@thoroughly
+@given(lives)
+def test_a_projection_makes_rows_of_no_fact_but_those_that_it_says_it_is_about(life: Life) -> None:
+    states = zip(life.facts, [None, *life.states], life.states, strict=False)
+    for position, (fact, before, after) in enumerate(states, 1):
+        step = Step(fact, Envelope(position, fact.timestamp, ABOUT), before, after)
+        for one in PROJECTIONS.values():
+            assert one.about is None or type(fact) in one.about or not one.rows(step), one.name
+
+
 # Replay
 
 
@@ -547,6 +631,7 @@ def test_the_history_applied_in_order_rebuilds_what_the_ticket_showed_at_every_v
     staff = reader == "staff"
     shown: dict[str, Any] = {}
     texts: dict[str, str] = {}
+    files: dict[str, str] = {}
     before: Ticket | None = None
     for position, (fact, after) in enumerate(zip(life.facts, life.states, strict=True), 1):
         envelope = Envelope(position, fact.timestamp, ABOUT)
@@ -561,6 +646,13 @@ def test_the_history_applied_in_order_rebuilds_what_the_ticket_showed_at_every_v
                 _say(texts, line["metadata"]["comment_id"], change)
                 shown["comment_count"] += (change["old"] is None) - (change["new"] is None)
                 continue
+            if change["field"] == "attachment":
+                _say(files, line["metadata"]["attachment_id"], change)
+                shown["attachment_count"] += (change["old"] is None) - (change["new"] is None)
+                continue
+            if change["field"] == "attachment.scan":
+                assert files[line["metadata"]["attachment_id"]] == line["metadata"]["filename"]
+                continue
             holder, name = _place(shown, change["field"])
             assert holder[name] == change["old"]
             holder[name] = change["new"]
@@ -570,6 +662,7 @@ def test_the_history_applied_in_order_rebuilds_what_the_ticket_showed_at_every_v
         assert shown == now
         seen = {one: text_of(life, after, one) for one, it in after.comments.items() if staff or not it.internal}
         assert texts == {str(one): text for one, text in seen.items()}
+        assert files == {str(one): file.filename for one, file in after.attachments.items()}
         before = after
 
 
@@ -607,7 +700,7 @@ def test_nothing_that_is_shown_differs_where_the_history_says_nothing_changed(li
             named = {change.field.split(".")[0] for change in changes(before, after)}
             old, new = msgspec.to_builtins(view(before)), msgspec.to_builtins(view(after))
             different = {name for name in new if old[name] != new[name]}
-            assert different - {"version", "updated_at", "comment_count"} == named
+            assert different - {"version", "updated_at", "comment_count", "attachment_count"} == named
 
 
 # Stored bytes

@@ -19,24 +19,28 @@ from tests.tickets.given_when_then import (
     CAST,
     COMMENT,
     DEV,
+    FILE,
     LATER,
     MOMENT,
     NEW_COMMENT,
     NOBODY_KNOWN,
     NOTES,
     SENIOR,
+    SHA256,
     START,
     TICKET,
     WEB_DEV,
     WORDS,
     a_ticket,
     assigned,
+    attached,
     closed,
     comment_deleted,
     comment_edited,
     commented,
     created,
     deleted,
+    detached,
     due_dates_moved,
     edited,
     escalated,
@@ -44,25 +48,30 @@ from tests.tickets.given_when_then import (
     moved,
     numbered,
     prioritized,
+    refused_file,
     reopened,
     resolved,
     restored,
+    scanned,
     way_to,
 )
 from tickets.commands import (
     AddComment,
     Assign,
+    Attach,
     Change,
     ChangeStatus,
     Command,
     Delete,
     DeleteComment,
+    Detach,
     Edit,
     EditComment,
     Policy,
     Restore,
     steps,
 )
+from tickets.commands import scanned as verdict
 from tickets.errors import (
     Forbidden,
     IllegalTransition,
@@ -77,6 +86,8 @@ from tickets.errors import (
 )
 from tickets.events import (
     Assigned,
+    AttachmentAdded,
+    AttachmentDeleted,
     By,
     Closed,
     CommentAdded,
@@ -97,7 +108,7 @@ from tickets.lifecycle import TRANSITIONS, Status
 from tickets.permissions import Actor
 from tickets.sla import Priority
 from tickets.ticket import BrokenStream, fold
-from tickets.values import Category, Environment
+from tickets.values import Category, Environment, Scan
 
 NEW, OPEN, IN_PROGRESS, PENDING_INFO = Status.NEW, Status.OPEN, Status.IN_PROGRESS, Status.PENDING_INFO
 ESCALATED, RESOLVED, CLOSED, REOPENED = Status.ESCALATED, Status.RESOLVED, Status.CLOSED, Status.REOPENED
@@ -129,14 +140,18 @@ COMMANDS: dict[str, Command] = {
     "comment internally": AddComment(body="Any news?", internal=True),
     "edit a comment": EditComment(comment_id=COMMENT, body="Another text"),
     "delete a comment": DeleteComment(comment_id=COMMENT),
+    "attach": Attach(filename="shot.png", content_type="image/png", size=9, sha256=SHA256, scan=Scan.CLEAN),
+    "detach": Detach(attachment_id=FILE),
 }
 """Every command; none of them asks for what is so already, but for the step to where a ticket is."""
 
-FACT_ABOUT_COMMENTS: dict[str, type[TicketEvent]] = {
+FACT_ABOUT_TALK: dict[str, type[TicketEvent]] = {
     "comment": CommentAdded,
     "comment internally": CommentAdded,
     "edit a comment": CommentEdited,
     "delete a comment": CommentDeleted,
+    "attach": AttachmentAdded,
+    "detach": AttachmentDeleted,
 }
 
 FACT_OF_STEP: dict[Status, type[TicketEvent]] = {
@@ -153,7 +168,7 @@ FACT_OF_STEP: dict[Status, type[TicketEvent]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A ticket with a status, deleted or not, of which an administrator said something, and a command."""
+    """A ticket with a status, deleted or not, with a comment and a file of an administrator's, and a command."""
 
     status: Status
     deleted: bool
@@ -176,8 +191,8 @@ class Cell:
             return TicketDeleted
         if self.status is CLOSED and to is not REOPENED:
             return TicketClosed
-        if self.name in FACT_ABOUT_COMMENTS:
-            return (FACT_ABOUT_COMMENTS[self.name],)
+        if self.name in FACT_ABOUT_TALK:
+            return (FACT_ABOUT_TALK[self.name],)
         if self.name == "edit":
             return (Edited,)
         if self.name == "assign":
@@ -204,14 +219,14 @@ CELLS = [Cell(status, deleted, name) for deleted in (False, True) for status in 
 
 
 def test_the_cells_are_all_there_are() -> None:
-    assert len(CELLS) == 8 * 2 * 16
+    assert len(CELLS) == 8 * 2 * 18
     assert {type(command) for command in COMMANDS.values()} == set(get_args(Change))
     assert set(STEPS) == set(Status)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_each_command_on_a_ticket_in_each_state_does_what_the_contract_says(cell: Cell) -> None:
-    story = a_ticket(cell.status, commented(ADMIN), *([deleted()] if cell.deleted else []))
+    story = a_ticket(cell.status, commented(ADMIN), attached(ADMIN), *([deleted()] if cell.deleted else []))
     assert (story.ticket.status, story.ticket.deleted) == (cell.status, cell.deleted)
 
     decision = story.when(cell.command)
@@ -758,3 +773,76 @@ def test_old_facts_are_read_whatever_todays_rules_are() -> None:
     strange = given(created(), closed(), assigned(DEV), moved(NEW), resolved(None), deleted(), edited(title="Odd"))
     assert (strange.ticket.version, strange.ticket.status, strange.ticket.title) == (7, RESOLVED, "Odd")
     assert strange.ticket.id == TICKET
+
+
+# Files
+
+A_FILE = Attach(filename="proxy.log", content_type="text/plain", size=4, sha256=SHA256, scan=Scan.CLEAN)
+
+
+def test_a_file_that_is_attached_is_there_with_all_that_is_known_of_it() -> None:
+    for who in (ALICE, DEV):
+        decision = a_ticket(OPEN).when(A_FILE, by=who, at=LATER)
+        decision.then(attached(who, attachment_id=NEW_COMMENT))
+        (file,) = decision.ticket.attachments.values()
+        assert (file.filename, file.size, file.sha256, file.scan, file.infected) == (
+            "proxy.log",
+            4,
+            SHA256,
+            Scan.CLEAN,
+            None,
+        )
+        assert (file.uploaded_by, file.created_at) == (By(who.id, who.username, who.role), LATER)
+
+
+def test_an_infected_file_is_noted_and_not_attached() -> None:
+    decision = a_ticket(OPEN).when(replace(A_FILE, infected="Eicar"))
+    decision.then(refused_file("Eicar"))
+    assert not decision.ticket.attachments
+    a_ticket(CLOSED).when(replace(A_FILE, infected="Eicar")).then_refused(TicketClosed)
+
+
+def test_the_same_content_can_be_attached_twice() -> None:
+    story = a_ticket(OPEN, attached(DEV)).when(A_FILE, by=DEV)
+    assert len(story.ticket.attachments) == 2
+
+
+def test_a_file_is_no_answer_and_no_response() -> None:
+    after = a_ticket(PENDING_INFO).when(A_FILE, by=ALICE).ticket
+    assert (after.status, after.responded_at) == (PENDING_INFO, None)
+    assert a_ticket(OPEN).when(A_FILE, by=DEV).ticket.responded_at is None
+
+
+def test_a_file_that_was_taken_away_is_not_there_any_more() -> None:
+    decision = a_ticket(OPEN, attached(ALICE)).when(Detach(attachment_id=FILE), by=ALICE)
+    decision.then(detached())
+    assert not decision.ticket.attachments
+    decision.and_then().when(Detach(attachment_id=FILE), by=ALICE).then_refused(NotFound)
+
+
+def test_the_scanners_verdict_clears_or_condemns_a_file_that_waited() -> None:
+    for status in Status:
+        story = a_ticket(status, attached(ALICE, scan=Scan.QUARANTINED))
+        (cleared,) = verdict(story.ticket, FILE, None, LATER)
+        assert cleared == replace(scanned(at=LATER), originator_version=story.ticket.version + 1)
+        after = fold([cleared], story.ticket)
+        assert after is not None
+        assert after.attachments[FILE].scan is Scan.CLEAN
+        condemned = fold(verdict(story.ticket, FILE, "Eicar", LATER), story.ticket)
+        assert condemned is not None
+        assert condemned.attachments[FILE].scan is Scan.QUARANTINED
+        assert condemned.attachments[FILE].infected == "Eicar"
+        assert verdict(condemned, FILE, None, LATER) == (), "what was found stays found"
+
+
+def test_the_scanners_verdict_on_a_file_that_does_not_wait_changes_nothing() -> None:
+    for scan in (Scan.CLEAN, Scan.UNSCANNED):
+        assert verdict(a_ticket(OPEN, attached(scan=scan)).ticket, FILE, "Eicar", LATER) == ()
+    assert verdict(a_ticket(OPEN, attached(scan=Scan.QUARANTINED), detached()).ticket, FILE, None, LATER) == ()
+
+
+@pytest.mark.parametrize("fact", [detached(), scanned(), attached()], ids=lambda fact: fact.TOPIC)
+def test_a_fact_about_a_file_that_does_not_follow_breaks_the_stream(fact: TicketEvent) -> None:
+    before = (attached(),) if isinstance(fact, AttachmentAdded) else ()
+    with pytest.raises(BrokenStream, match="attachment"):
+        fold(numbered([created(), *before, fact]))

@@ -109,6 +109,8 @@ def _told(one: Entry) -> str:
     for change in one.changes:
         was = "" if change.old is None else f"{_shown(change.old)} -> "
         lines.append(f"       {change.field}: {was}{_shown(change.new)}")
+    if "sha256" in one.metadata:
+        lines.append(f"       whose content has the SHA-256 {one.metadata['sha256']}")
     return "\n".join(lines)
 
 

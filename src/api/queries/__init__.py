@@ -1,1 +1,14 @@
 """The half of the REST API that only looks."""
+
+from typing import Final
+
+from msgspec import Struct
+
+from api.queries.conversation import CONVERSATION_QUERIES, CONVERSATION_QUERY_ROUTES
+from api.queries.tickets import TICKET_QUERIES, TICKET_QUERY_ROUTES
+
+QUERY_ROUTES: Final = (*TICKET_QUERY_ROUTES, *CONVERSATION_QUERY_ROUTES)
+"""All queries."""
+
+QUERIES: Final[dict[str, type[Struct]]] = {**TICKET_QUERIES, **CONVERSATION_QUERIES}
+"""The parameters of each operation."""

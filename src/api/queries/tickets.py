@@ -4,19 +4,30 @@ Deliberately absent: how read models are searched (projections/) and what may ha
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlencode
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
-import msgspec
 from litestar import get
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api.openapi import answers
 from api.problems import InvalidRequest
-from api.requests import Answer, ApiRequest, before_query, installation, not_modified, query
-from projections import comments, history, tickets
-from projections.comments import CommentView
+from api.queries.answering import (
+    QUERY,
+    Listed,
+    NoQuery,
+    Number,
+    PageQuery,
+    PageSize,
+    document,
+    encode,
+    growing,
+    page,
+    visible_ticket,
+)
+from api.requests import Answer, ApiRequest, installation, not_modified, query
+from projections import counts, history, tickets
+from projections.counts import Counts
 from projections.history import Action, Entry
 from projections.tickets import Filter, Sort, TicketView
 from tickets.commands import may, steps
@@ -27,8 +38,6 @@ from tickets.sla import Priority
 from tickets.ticket import Ticket
 from tickets.values import Category, Environment
 
-Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-PageSize = Annotated[int, Meta(ge=1, le=100)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Text = Annotated[str, Meta(max_length=1_000)]
 PersonId = Annotated[
@@ -94,31 +103,18 @@ class TicketQuery(Struct, frozen=True, kw_only=True):
     as_of: Moment | None = None
 
 
-class HistoryQuery(Struct, frozen=True, kw_only=True):
+class HistoryQuery(PageQuery, frozen=True, kw_only=True):
     """Which entries of an audit trail."""
 
     action: tuple[Action, ...] = ()
-    cursor: Annotated[str, Meta(pattern="^[0-9]{1,18}$")] | None = None
-    page_size: PageSize = 20
 
 
-class CommentQuery(Struct, frozen=True, kw_only=True):
-    """Which comments."""
-
-    cursor: Annotated[str, Meta(pattern="^[0-9]{1,9}$")] | None = None
-    page_size: PageSize = 20
-
-
-class NoQuery(Struct, frozen=True):
-    """No parameters."""
-
-
-QUERIES: Final[dict[str, type[Struct]]] = {
+TICKET_QUERIES: Final[dict[str, type[Struct]]] = {
     "listTickets": ListQuery,
+    "countTickets": NoQuery,
     "getTicket": TicketQuery,
     "getHistory": HistoryQuery,
     "getTransitions": NoQuery,
-    "listComments": CommentQuery,
 }
 """The parameters of each operation here."""
 
@@ -129,37 +125,16 @@ class ListedTicket(TicketView, frozen=True):
     highlights: list[str] | UnsetType = UNSET
 
 
-class TicketList(Struct):
+class TicketList(Listed):
     """A page of tickets."""
 
     items: list[ListedTicket]
-    page: int | None
-    page_size: int
-    total: int
-    total_is_exact: bool
-    next_cursor: str | None
 
 
-class History(Struct):
+class History(Listed):
     """A page of a ticket's audit trail, oldest first."""
 
     items: list[Entry]
-    page: int | None
-    page_size: int
-    total: int
-    total_is_exact: bool
-    next_cursor: str | None
-
-
-class CommentList(Struct):
-    """A page of a ticket's comments, oldest first."""
-
-    items: list[CommentView]
-    page: int | None
-    page_size: int
-    total: int
-    total_is_exact: bool
-    next_cursor: str | None
 
 
 class Transition(Struct):
@@ -177,20 +152,11 @@ class Transitions(Struct):
     items: list[Transition]
 
 
-_QUERY: Final[dict[str, Any]] = {
-    "before_request": before_query,
-    "security": [{"bearer": []}],
-    "tags": ["Queries"],
-}
-
-_encode: Final = msgspec.json.Encoder().encode
-
-
 @get(
     "/tickets",
     operation_id="listTickets",
     responses=answers(200, TicketList, "A page of the tickets that fit."),
-    **_QUERY,
+    **QUERY,
 )
 async def list_tickets(request: ApiRequest) -> Answer:
     """The tickets that the caller may see and that fit every filter; a repeated filter means any of them."""
@@ -237,14 +203,29 @@ async def list_tickets(request: ApiRequest) -> Answer:
         "total_is_exact": found.total_is_exact,
         "next_cursor": found.next_cursor,
     }
-    return _list(request, found.docs, about, position)
+    return page(request, found.docs, about, position)
+
+
+@get(
+    "/tickets/counts",
+    operation_id="countTickets",
+    responses=answers(200, Counts, "The numbers."),
+    **QUERY,
+)
+async def count_tickets(request: ApiRequest) -> Answer:
+    """How many tickets the caller may see, by status, priority, category, team and assignee, and how many are late."""
+    query(request, NoQuery)
+    served, actor = installation(request), request.user
+    position = served.freshness.projected
+    found = await counts.read(served.ledger.pool, visible_to=None if actor.is_staff else actor.id)
+    return document(encode(found), position, {})
 
 
 @get(
     "/tickets/{ticket_id:uuid}",
     operation_id="getTicket",
     responses=answers(200, TicketView, "The ticket."),
-    **_QUERY,
+    **QUERY,
 )
 async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """A ticket as it is, or as it was: at a version, or at a time."""
@@ -252,7 +233,7 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     position = served.freshness.projected
     version, at = wanted.version, wanted.as_of
     if version is None and at is None:
-        found = await _found(request, ticket_id)
+        found = await visible_ticket(request, ticket_id)
         return _ticket(request, found.doc, found.version, position)
     if version is not None and at is not None:
         raise InvalidRequest("as_of", "version and as_of cannot go together")
@@ -268,30 +249,30 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     "/tickets/{ticket_id:uuid}/history",
     operation_id="getHistory",
     responses=answers(200, History, "A page of entries."),
-    **_QUERY,
+    **QUERY,
 )
 async def get_history(request: ApiRequest, ticket_id: UUID) -> Answer:
     """The audit trail: who changed what, when, from where and why."""
     served, wanted = installation(request), query(request, HistoryQuery)
     position = served.freshness.projected
-    await _found(request, ticket_id)
+    await visible_ticket(request, ticket_id)
     read = await history.read(
         served.ledger.pool,
         ticket_id,
         internal=request.user.is_staff,
         actions=wanted.action,
-        after=int(wanted.cursor or 0),
+        after=wanted.after,
         page_size=wanted.page_size,
     )
-    entries = read.entries if request.user.is_staff else [history.without_addresses(one) for one in read.entries]
-    return _growing(request, entries, wanted, read, position)
+    entries = read.docs if request.user.is_staff else [history.without_addresses(one) for one in read.docs]
+    return growing(request, entries, wanted, read, position)
 
 
 @get(
     "/tickets/{ticket_id:uuid}/transitions",
     operation_id="getTransitions",
     responses=answers(200, Transitions, "The steps from here."),
-    **_QUERY,
+    **QUERY,
 )
 async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Each step that the workflow has from here: whether the caller may take it, and if not why."""
@@ -302,46 +283,17 @@ async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Answer:
     answer = Transitions(
         ticket.status, [Transition(to, no is None, None if no is None else str(no)) for to, no in found]
     )
-    return _json(_encode(answer), served.ledger.newest, {"ETag": f'"{ticket.version}"'})
+    return document(encode(answer), served.ledger.newest, {"ETag": f'"{ticket.version}"'})
 
 
-@get(
-    "/tickets/{ticket_id:uuid}/comments",
-    operation_id="listComments",
-    responses=answers(200, CommentList, "A page of comments."),
-    **_QUERY,
-)
-async def list_comments(request: ApiRequest, ticket_id: UUID) -> Answer:
-    """What was said of the ticket, oldest first, with a line by the system for each change of status."""
-    served, wanted = installation(request), query(request, CommentQuery)
-    position = served.freshness.projected
-    await _found(request, ticket_id)
-    read = await comments.read(
-        served.ledger.pool,
-        ticket_id,
-        internal=request.user.is_staff,
-        after=int(wanted.cursor or 0),
-        page_size=wanted.page_size,
-    )
-    return _growing(request, read.docs, wanted, read, position)
-
-
-QUERY_ROUTES: Final = (list_tickets, get_ticket, get_history, get_transitions, list_comments)
-"""All queries."""
+TICKET_QUERY_ROUTES: Final = (list_tickets, count_tickets, get_ticket, get_history, get_transitions)
+"""All queries about tickets."""
 
 
 def _visible(ticket: Ticket | None, actor: Actor) -> Ticket:
     if ticket is None or not may(Permission.VIEW, ticket, actor):
         raise NotFound
     return ticket
-
-
-async def _found(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
-    """The ticket in the read model, if the caller may see it."""
-    found = await tickets.find(installation(request).ledger.pool, ticket_id, internal=request.user.is_staff)
-    if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
-        raise NotFound
-    return found
 
 
 def _person(assignee_id: str | None, actor: Actor) -> UUID | None:
@@ -359,41 +311,4 @@ def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> An
     etag = f'"{version}"'
     if not_modified(request, etag):
         return Answer({"ETag": etag, "Ledger-Position": str(position)}, status=304)
-    return _json(body, position, {"ETag": etag})
-
-
-def _growing(
-    request: ApiRequest,
-    documents: list[bytes],
-    wanted: HistoryQuery | CommentQuery,
-    read: history.HistoryPage | comments.CommentPage,
-    position: int,
-) -> Answer:
-    """A page of what only ever grows, oldest first: its cursor is where it ended."""
-    about = {
-        "page": None if wanted.cursor is not None else 1,
-        "page_size": wanted.page_size,
-        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
-        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
-        "next_cursor": None if read.next_after is None else str(read.next_after),
-    }
-    return _list(request, documents, about, position)
-
-
-def _list(request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int) -> Answer:
-    body = b'{"items":[%b],%b' % (b",".join(documents), _encode(about)[1:])
-    return _json(body, position, _links(request, about))
-
-
-def _links(request: ApiRequest, about: dict[str, Any]) -> dict[str, str]:
-    """Link, RFC 8288: the first page and, if there is one, the next."""
-    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in ("page", "cursor")]
-    path = request.url.path
-    links = [f'<{path}?{urlencode(rest)}>; rel="first"' if rest else f'<{path}>; rel="first"']
-    if about["next_cursor"] is not None:
-        links.append(f'<{path}?{urlencode([*rest, ("cursor", about["next_cursor"])])}>; rel="next"')
-    return {"Link": ", ".join(links)}
-
-
-def _json(body: bytes, position: int, headers: dict[str, str]) -> Answer:
-    return Answer({**headers, "Ledger-Position": str(position), "Cache-Control": "private, no-cache"}, body)
+    return document(body, position, {"ETag": etag})

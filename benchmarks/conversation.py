@@ -1,0 +1,206 @@
+"""Conversation and files over HTTP: search among 100,000 tickets with five comments each, comments, uploads.
+
+The texts have a vocabulary of 20,000 made-up words, each as frequent as its rank says (Zipf), so that there
+are words which a handful of texts have, hundreds, or most. Searches ask for the first page, ranked, filtered by
+status and priority, each with other words, on two connections; comments go to 500 tickets on 64; files of
+100 KB on 16, and of 10 MB on 4. `tickets serve` as it comes; its read models are made by a rebuild. Every answer
+must be what it should be, every search must have found something, and the long ticket's commands must be taken.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from itertools import accumulate
+from random import Random
+from time import perf_counter
+from typing import Final
+from uuid import UUID, uuid4
+
+from benchmarks.lives import LEADS, START, USERS, appending, asked_for, created, seeded
+from benchmarks.load import Answered, Load, elsewhere, repeat_requests, request
+from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target, percentile
+from benchmarks.serving import everybody, running_service, token
+from projections.rebuild import rebuild
+from projections.runner import PROJECTIONS
+from tickets.connections import connected
+from tickets.events import By, CommentAdded
+from tickets.handler import Handler
+from tickets.ledger import Ledger
+
+_WORDS: Final = 20_000
+_COMMENTS: Final = 5
+_LONG: Final = 5_000
+"""Comments on the one ticket that everybody talks about."""
+_SEARCHED: Final = {"rare": (5_000, 20_000), "middling": (300, 1_500), "common": (3, 40)}
+"""The ranks that the words of a search are from: what tens, hundreds to thousands, and most of the texts have."""
+
+
+def _vocabulary() -> list[str]:
+    """Words that a stemmer leaves alone, mostly: consonants and vowels in turn."""
+    luck = seeded(7)
+    found: dict[str, None] = {}
+    while len(found) < _WORDS:
+        found["".join(luck.choice("bdfgklmnprtvz") + luck.choice("aiou") for _ in range(luck.randint(2, 4))) + "k"] = (
+            None
+        )
+    return list(found)
+
+
+def _texts(luck: Random) -> Callable[[], str]:
+    words = _vocabulary()
+    weights = list(accumulate(1 / rank for rank in range(1, _WORDS + 1)))
+    return lambda: " ".join(luck.choices(words, cum_weights=weights, k=luck.randint(12, 30)))
+
+
+async def _fill(dsn: str, count: int) -> None:
+    luck = seeded(5)
+    text = _texts(luck)
+    lead = By(LEADS[0].id, LEADS[0].username, LEADS[0].role)
+    async with Ledger.open(dsn) as ledger:
+
+        async def one(comments: int) -> None:
+            asked = asked_for(luck)
+            first = created(asked, luck.choice(USERS), START + timedelta(seconds=luck.randint(0, 30 * 86_400)))
+            said = [
+                CommentAdded(
+                    originator_id=first.originator_id,
+                    originator_version=2 + number,
+                    timestamp=first.timestamp,
+                    comment_id=uuid4(),
+                    author=lead,
+                    body=text(),
+                    internal=number % 2 == 1,
+                )
+                for number in range(comments)
+            ]
+            outcome = await ledger.append(appending((first, *said), LEADS[0]))
+            assert outcome.verdict == "appended", outcome
+
+        await one(_LONG)
+        long = await ledger.pool.fetchval("select stream_id from ledger.events where version = $1", 1 + _LONG)
+        await Handler(ledger, _nobody).ticket(long)  # keeps the snapshot that it would have by then
+        turns = iter(range(count))
+
+        async def several() -> None:
+            for _ in turns:
+                await one(_COMMENTS)
+
+        await asyncio.gather(*(several() for _ in range(64)))
+        head = await ledger.head()
+    async with connected(dsn) as connection:
+        await connection.execute(
+            "insert into read_model.checkpoints select name, $1, now() from unnest($2::text[]) name",
+            head,
+            list(PROJECTIONS),
+        )
+    async for _ in rebuild(dsn):
+        pass
+    async with connected(dsn) as connection:
+        await connection.execute("vacuum analyze")
+
+
+async def _nobody(_person_id: UUID) -> None:
+    return None
+
+
+def _upload(path: str, bearer: str, size: int, mark: int) -> bytes:
+    """A request with a text file, every one another."""
+    line = f"{mark:012d} connection reset by peer, pool timeout after 30000 ms\n".encode()
+    content = (line * (size // len(line) + 1))[:size]
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="proxy.log"\r\n\r\n'
+    body = head + content + b"\r\n--b--\r\n"
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\n"
+        f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def _asked(port: int, requests: list[bytes], connections: int, seconds: float, status: int) -> Answered:
+    load = Load(ports=(port,), connections=connections, rate=None, warm_up_s=0.5, seconds=seconds)
+    answered = await elsewhere(repeat_requests, load, requests)
+    assert set(answered.statuses) == {status}, answered.statuses
+    return answered
+
+
+def _searches(bearer: str) -> Iterator[tuple[str, list[bytes]]]:
+    luck, words = seeded(6), _vocabulary()
+    for name, (first, last) in _SEARCHED.items():
+        yield (
+            name,
+            [
+                request("GET", f"/api/v1/tickets?q={luck.choice(words[first:last])}&priority=P2&status=NEW", bearer)
+                for _ in range(300)
+            ],
+        )
+
+
+async def _measure(bench: Bench) -> AsyncIterator[Round]:
+    tickets = 5_000 if bench.quick else 100_000
+    bench.say(f"a ledger with {tickets:,} tickets and {tickets * _COMMENTS + _LONG:,} comments …")
+    dsn = await bench.server.filled(f"{tickets} conversations", partial(_fill, count=tickets))
+    seconds = 2 if bench.quick else 6
+    async with connected(dsn) as connection:
+        rows = await connection.fetch("select ticket_id from read_model.tickets order by md5(number) limit 500")
+        long = await connection.fetchval(
+            "select ticket_id from read_model.comments group by ticket_id having count(*) >= $1", _LONG
+        )
+    mine = token(LEADS[0])
+    for _ in range(bench.rounds):
+        one: dict[str, float] = {"tickets": tickets, "comments": tickets * _COMMENTS + _LONG}
+        async with running_service(dsn, bench.folder) as port:
+            await everybody(port)
+            # Nothing of it is in memory yet: the ticket is read from its snapshot and the ledger.
+            began = perf_counter()
+            await _asked_once(port, request("POST", f"/api/v1/tickets/{long}/comments", mine, {"body": "One more"}))
+            one["long"] = (perf_counter() - began) * 1_000
+            for name, requests in _searches(mine):
+                answered = await _asked(port, requests, 2, seconds, 200)
+                one[name] = percentile(answered.latencies_ms, 50)
+                one[f"{name}-p95"] = percentile(answered.latencies_ms, 95)
+            comments = [
+                request("POST", f"/api/v1/tickets/{row[0]}/comments", mine, {"body": f"Comment {number}, {row[0]}"})
+                for number, row in enumerate(rows)
+            ]
+            answered = await _asked(port, comments, 64, seconds, 201)
+            one["commented"], one["commented-p99"] = answered.rate, percentile(answered.latencies_ms, 99)
+            for name, size, connections in (("small", 100_000, 16), ("large", 10_000_000, 4)):
+                files = [
+                    _upload(f"/api/v1/tickets/{row[0]}/attachments", mine, size, number)
+                    for number, row in enumerate(rows[: 16 if size > 1_000_000 else 200])
+                ]
+                answered = await _asked(port, files, connections, seconds, 201)
+                one[name] = answered.rate * size / 1e6
+                one[f"{name}-rate"] = answered.rate
+        yield one
+
+
+async def _asked_once(port: int, message: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(message)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 201 " in head.partition(b"\r\n")[0], head
+    writer.close()
+
+
+CONVERSATION: Final = Benchmark(
+    "conversation",
+    (
+        Figure("rare-p95", "search, ranked and filtered, rare words, p95", "ms", Target("<", 50)),
+        Figure("middling-p95", "search, words that hundreds to thousands have, p95", "ms", Target("<", 50)),
+        Figure("common-p95", "search, words that most have, p95", "ms", Target("<", 50)),
+        Figure("rare", "search, rare words, median", "ms"),
+        Figure("middling", "search, words that hundreds to thousands have, median", "ms"),
+        Figure("common", "search, words that most have, median", "ms"),
+        Figure("long", "a comment on a ticket with 5,000, nothing of it at hand", "ms", Target("<", 20)),
+        Figure("commented", "comments, 64 connections", "commands/s"),
+        Figure("commented-p99", "comments, 64 connections, p99", "ms"),
+        Figure("small-rate", "files of 100 KB, 16 connections", "uploads/s"),
+        Figure("small", "the same", "MB/s"),
+        Figure("large-rate", "files of 10 MB, 4 connections", "uploads/s"),
+        Figure("large", "the same", "MB/s"),
+        Figure("tickets", "tickets", "tickets"),
+        Figure("comments", "comments", "comments"),
+    ),
+    _measure,
+)

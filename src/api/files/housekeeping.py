@@ -1,0 +1,107 @@
+"""What is done with files when nobody asks: those in quarantine are scanned again, bytes that nothing names go.
+
+One process does it, the one whose runner leads. Deliberately absent: taking files in (taking.py).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from tempfile import TemporaryFile
+from time import monotonic, time
+from typing import Final
+
+import structlog
+
+from api.files.scanning import ScannerAway, scan
+from api.files.storage import Storage, StorageAway
+from api.files.taking import Files, content_lock
+from api.settings import Settings
+from projections import attachments
+from projections.attachments import ATTACHMENTS, AttachmentView
+from projections.runner import Runner
+from tickets.connections import CONNECTION_LOST, Pool, connected
+from tickets.errors import Refusal
+from tickets.handler import Handler
+
+_RESCANNED_AT_ONCE: Final = 20
+_ABANDONED: Final = timedelta(hours=1)
+"""After this, what an upload left that never came to its end is nobody's any more."""
+
+_log: Final = structlog.get_logger(__name__)
+
+
+async def keep_house(settings: Settings, files: Files, runner: Runner, handler: Handler, pool: Pool, dsn: str) -> None:
+    """Do it again and again, as long as the runner leads; never ends by itself."""
+    swept_at = float("-inf")
+    while True:
+        try:
+            if runner.leads and files.scanner is not None:
+                await rescan(files, handler, pool, files.scanner)
+            if runner.leads and monotonic() - swept_at > settings.sweep_minutes * 60:
+                await sweep(files.storage, dsn, timedelta(days=settings.attachment_retention_days))
+                swept_at = monotonic()
+        except (StorageAway, Refusal, *CONNECTION_LOST) as error:
+            _log.warning("housekeeping.interrupted", error=repr(error))
+        await asyncio.sleep(settings.rescan_seconds)
+
+
+async def rescan(files: Files, handler: Handler, pool: Pool, scanner: str) -> None:
+    """Have the scanner look at what was attached while it was away. Raises StorageAway, as Handler.note_scan."""
+    for one in await attachments.waiting(pool, _RESCANNED_AT_ONCE):
+        try:
+            infected = await _scanned(files.storage, one, scanner)
+        except ScannerAway as error:
+            _log.info("scanner.away", error=str(error))
+            return
+        await handler.note_scan(one.ticket_id, one.id, infected)
+        _log.info("attachment.rescanned", attachment_id=str(one.id), infected=infected)
+
+
+async def _scanned(storage: Storage, one: AttachmentView, scanner: str) -> str | None:
+    with TemporaryFile(dir=storage.incoming) as file:
+        async for chunk in storage.read(one.sha256, 0, one.size):
+            file.write(chunk)
+        return await asyncio.to_thread(scan, scanner, file)
+
+
+async def sweep(storage: Storage, dsn: str, retention: timedelta, abandoned: timedelta = _ABANDONED) -> int:
+    """Remove the bytes that no attachment names, or named until `retention` ago; returns how many contents.
+
+    What is younger than `abandoned` may yet be attached. Raises StorageAway.
+    """
+    _forget_abandoned(storage, abandoned)
+    removed = 0
+    async for sha256 in _unnamed(storage, dsn, retention, abandoned):
+        async with content_lock(dsn, sha256, shared=False), connected(dsn) as connection:
+            if not await connection.fetchval(
+                """select c.position >= h.position from read_model.checkpoints c, ledger.head h
+                   where c.projection = $1 and not exists (select from read_model.parked p where p.projection = $1)""",
+                ATTACHMENTS.name,
+            ):
+                _log.warning("sweep.postponed", reason="the read model of attachments does not know all facts")
+                return removed
+            if not await attachments.named(connection, [sha256], retention):
+                await storage.remove(sha256)
+                removed += 1
+    if removed:
+        _log.info("sweep.done", removed=removed)
+    return removed
+
+
+async def _unnamed(storage: Storage, dsn: str, retention: timedelta, abandoned: timedelta) -> AsyncIterator[str]:
+    before = datetime.now(UTC) - abandoned
+    async with connected(dsn) as connection:
+        async for some in storage.all():
+            old = [one.sha256 for one in some if one.modified_at < before]
+            named = await attachments.named(connection, old, retention)
+            for sha256 in old:
+                if sha256 not in named:
+                    yield sha256
+
+
+def _forget_abandoned(storage: Storage, abandoned: timedelta) -> None:
+    """Remove what was being received by a process that is no more."""
+    for path in storage.incoming.iterdir():
+        if path.stat().st_mtime < time() - abandoned.total_seconds():
+            path.unlink(missing_ok=True)
+            _log.info("sweep.abandoned", file=path.name)

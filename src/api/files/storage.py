@@ -1,0 +1,119 @@
+"""Where the bytes are: by their SHA-256, in a folder or an object store, so that the same ones are there once.
+
+What is kept is durable when `keep` returns. Deliberately absent: which attachments name them, and so when
+they may go (housekeeping.py).
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import obstore
+from msgspec import Struct
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+_CHUNK: Final = 256 * 1024
+_LISTED_AT_ONCE: Final = 1_000
+_TIMEOUT: Final = "30s"
+_RETRYING: Final = timedelta(seconds=10)
+
+
+class StorageAway(Exception):  # noqa: N818 - it says what is the matter
+    """The files' storage cannot be reached, is full, or has lost something."""
+
+
+class Kept(Struct, frozen=True):
+    """Some bytes in the storage."""
+
+    sha256: str
+    modified_at: datetime
+
+
+class Storage:
+    """The folder or object store that has the bytes."""
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        """`folder` is where files are received, and kept where there is no `url`. Raises StorageAway."""
+        self.incoming: Final = folder / "incoming"
+        self._local: Final = folder / "objects" if url is None else None
+        with storage_errors():
+            self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._local is not None:
+                self._local.mkdir(exist_ok=True, mode=0o700)
+            self._store: ObjectStore = store_at(url) if url is not None else LocalStore(folder / "objects")
+
+    async def keep(self, file: Path, sha256: str) -> None:
+        """Keep what is in `file`, which is gone afterwards if it was moved. Raises StorageAway."""
+        with storage_errors():
+            if self._local is not None:
+                await asyncio.to_thread(_move_durably, file, self._local / _key(sha256))
+            else:
+                await obstore.put_async(self._store, _key(sha256), file)
+
+    async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to but not including `end`. Raises StorageAway."""
+        if start == end:
+            return
+        with storage_errors():
+            found = await obstore.get_async(self._store, _key(sha256), options={"range": (start, end)})
+            async for chunk in found.stream(min_chunk_size=_CHUNK):
+                yield bytes(chunk)
+
+    async def remove(self, sha256: str) -> None:
+        """Remove the bytes. Raises StorageAway."""
+        with storage_errors():
+            await obstore.delete_async(self._store, _key(sha256))
+
+    async def all(self) -> AsyncIterator[list[Kept]]:
+        """Everything that is there, some at a time. Raises StorageAway."""
+        with storage_errors():
+            async for some in obstore.list(self._store, chunk_size=_LISTED_AT_ONCE):
+                yield [Kept(one["path"].rpartition("/")[2], one["last_modified"]) for one in some]
+
+
+def store_at(url: str) -> ObjectStore:
+    """The object store at a URL: s3://, gs:// or az://; credentials are in the environment. Raises ValueError."""
+    if not url.startswith(("s3://", "gs://", "az://")):
+        raise ValueError("must begin with s3://, gs:// or az://; leave it unset to keep files in UPLOAD_DIR")
+    try:
+        return from_url(
+            url, client_options={"timeout": _TIMEOUT}, retry_config={"max_retries": 3, "retry_timeout": _RETRYING}
+        )
+    except BaseError as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Says of what files and object stores raise that the storage is away."""
+    try:
+        yield
+    except (OSError, BaseError) as error:
+        raise StorageAway(str(error).partition("\n")[0]) from error
+
+
+def _key(sha256: str) -> str:
+    return f"{sha256[:2]}/{sha256}"
+
+
+def _move_durably(file: Path, to: Path) -> None:
+    """Move, so that it is there whole or not at all, whatever happens, and stays once this returns."""
+    _flush(file)
+    if not to.parent.exists():
+        to.parent.mkdir(exist_ok=True, mode=0o700)
+        _flush(to.parent.parent)
+    file.replace(to)
+    _flush(to.parent)
+
+
+def _flush(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,95 @@
+"""What all queries have in common: how they are asked, and how lists and documents are sent.
+
+Deliberately absent: any one query.
+"""
+
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct
+
+from api.requests import Answer, ApiRequest, before_query, installation
+from projections import tickets
+from projections.cursors import Stretch
+from tickets.errors import NotFound
+
+Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+PageSize = Annotated[int, Meta(ge=1, le=100)]
+
+QUERY: Final[dict[str, Any]] = {
+    "before_request": before_query,
+    "security": [{"bearer": []}],
+    "tags": ["Queries"],
+}
+"""What every query's route has."""
+
+encode: Final = msgspec.json.Encoder().encode
+
+
+class NoQuery(Struct, frozen=True):
+    """No parameters."""
+
+
+class PageQuery(Struct, frozen=True, kw_only=True):
+    """Which part of what only ever grows."""
+
+    cursor: Annotated[str, Meta(pattern="^[0-9]{1,18}$")] | None = None
+    page_size: PageSize = 20
+
+    @property
+    def after(self) -> int:
+        """After what it begins."""
+        return int(self.cursor or 0)
+
+
+class Listed(Struct):
+    """A page of a list."""
+
+    page: int | None
+    page_size: int
+    total: int
+    total_is_exact: bool
+    next_cursor: str | None
+
+
+async def visible_ticket(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
+    """The ticket in the read model, if the caller may see it. Raises NotFound."""
+    found = await tickets.find(installation(request).ledger.pool, ticket_id, internal=request.user.is_staff)
+    if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
+        raise NotFound
+    return found
+
+
+def growing(request: ApiRequest, documents: list[bytes], wanted: PageQuery, read: Stretch, position: int) -> Answer:
+    """A page of what only ever grows, oldest first: its cursor is where it ended."""
+    about = {
+        "page": None if wanted.cursor is not None else 1,
+        "page_size": wanted.page_size,
+        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
+        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
+        "next_cursor": None if read.next_after is None else str(read.next_after),
+    }
+    return page(request, documents, about, position)
+
+
+def page(request: ApiRequest, documents: list[bytes], about: dict[str, Any], position: int) -> Answer:
+    """Documents as a list, with what there is to say of it."""
+    body = b'{"items":[%b],%b' % (b",".join(documents), encode(about)[1:])
+    return document(body, position, _links(request, about))
+
+
+def document(body: bytes, position: int, headers: dict[str, str]) -> Answer:
+    """A document, as of a position."""
+    return Answer({**headers, "Ledger-Position": str(position), "Cache-Control": "private, no-cache"}, body)
+
+
+def _links(request: ApiRequest, about: dict[str, Any]) -> dict[str, str]:
+    """Link, RFC 8288: the first page and, if there is one, the next."""
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in ("page", "cursor")]
+    path = request.url.path
+    links = [f'<{path}?{urlencode(rest)}>; rel="first"' if rest else f'<{path}>; rel="first"']
+    if about["next_cursor"] is not None:
+        links.append(f'<{path}?{urlencode([*rest, ("cursor", about["next_cursor"])])}>; rel="next"')
+    return {"Link": ", ".join(links)}
