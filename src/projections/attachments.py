@@ -117,14 +117,15 @@ async def ticket_of(pool: Pool, attachment_id: UUID) -> UUID | None:
     return found
 
 
-async def waiting(pool: Pool, limit: int) -> list[AttachmentView]:
-    """Attachments that wait for the virus scanner, longest first."""
+async def waiting(pool: Pool, limit: int, after: int = 0) -> list[tuple[int, AttachmentView]]:
+    """Attachments that wait for the virus scanner, longest first, each with the position after which others come."""
     rows = await pool.fetch(
-        """select doc from read_model.attachments
-           where waiting and deleted_at is null order by position limit $1""",
+        """select position, doc from read_model.attachments
+           where waiting and deleted_at is null and position > $2 order by position limit $1""",
         limit,
+        after,
     )
-    return [_decode(row[0]) for row in rows]
+    return [(position, _decode(doc)) for position, doc in rows]
 
 
 async def named(source: Pool | Connection, sha256: Sequence[str], retention: timedelta) -> set[str]:

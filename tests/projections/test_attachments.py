@@ -188,8 +188,10 @@ async def test_those_that_wait_for_the_scanner_are_told_longest_first(
     await handler.handle(Detach(attachment_id=ids[2]), ticket_id, Asked(actor=ADA))
     last = await attach(handler, ticket_id, WAITING)
     await eventually(lambda: level(owner))
-    assert [one.id for one in await attachments.waiting(ledger.pool, 10)] == [ids[3], last]
-    assert [one.id for one in await attachments.waiting(ledger.pool, 1)] == [ids[3]]
+    assert [one.id for _, one in await attachments.waiting(ledger.pool, 10)] == [ids[3], last]
+    ((position, first),) = await attachments.waiting(ledger.pool, 1)
+    assert first.id == ids[3]
+    assert [one.id for _, one in await attachments.waiting(ledger.pool, 10, position)] == [last]
 
 
 async def test_a_content_is_named_as_long_as_an_attachment_has_it_and_for_the_retention_after(

@@ -10,22 +10,28 @@ from tempfile import TemporaryFile
 from time import monotonic, time
 from typing import Final
 
+import asyncpg
 import structlog
+from eventsourcing.persistence import MapperDeserialisationError
 
-from api.files.scanning import ScannerAway, scan
+from api.files.scanning import ScannerAway, answers, scan
 from api.files.storage import Storage, StorageAway
 from api.files.taking import Files, content_lock
 from api.settings import Settings
 from projections import attachments
 from projections.attachments import ATTACHMENTS, AttachmentView
 from projections.runner import Runner
-from tickets.connections import CONNECTION_LOST, Pool, connected
+from tickets.connections import CONNECTION_LOST, Connection, Pool, connected
 from tickets.errors import Refusal
 from tickets.handler import Handler
+from tickets.ticket import BrokenStream
 
 _RESCANNED_AT_ONCE: Final = 20
 _ABANDONED: Final = timedelta(hours=1)
 """After this, what an upload left that never came to its end is nobody's any more."""
+
+_LOOKS: Final = 50
+_BETWEEN_LOOKS_S: Final = 0.1
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -40,21 +46,26 @@ async def keep_house(settings: Settings, files: Files, runner: Runner, handler: 
             if runner.leads and monotonic() - swept_at > settings.sweep_minutes * 60:
                 await sweep(files.storage, dsn, timedelta(days=settings.attachment_retention_days))
                 swept_at = monotonic()
-        except (StorageAway, Refusal, *CONNECTION_LOST) as error:
+        except (StorageAway, Refusal, asyncpg.PostgresError, *CONNECTION_LOST) as error:
             _log.warning("housekeeping.interrupted", error=repr(error))
         await asyncio.sleep(settings.rescan_seconds)
 
 
 async def rescan(files: Files, handler: Handler, pool: Pool, scanner: str) -> None:
-    """Have the scanner look at what was attached while it was away. Raises StorageAway, as Handler.note_scan."""
-    for one in await attachments.waiting(pool, _RESCANNED_AT_ONCE):
-        try:
-            infected = await _scanned(files.storage, one, scanner)
-        except ScannerAway as error:
-            _log.info("scanner.away", error=str(error))
-            return
-        await handler.note_scan(one.ticket_id, one.id, infected)
-        _log.info("attachment.rescanned", attachment_id=str(one.id), infected=infected)
+    """Have the scanner look at what came while it was away; what it cannot look at keeps nothing else waiting."""
+    after = 0
+    while some := await attachments.waiting(pool, _RESCANNED_AT_ONCE, after):
+        for position, one in some:
+            after = position
+            try:
+                infected = await _scanned(files.storage, one, scanner)
+                await handler.note_scan(one.ticket_id, one.id, infected)
+            except (ScannerAway, StorageAway, Refusal, BrokenStream, MapperDeserialisationError) as error:
+                _log.warning("attachment.not_rescanned", attachment_id=str(one.id), error=repr(error))
+                if isinstance(error, ScannerAway) and not await asyncio.to_thread(answers, scanner):
+                    return
+            else:
+                _log.info("attachment.rescanned", attachment_id=str(one.id), infected=infected)
 
 
 async def _scanned(storage: Storage, one: AttachmentView, scanner: str) -> str | None:
@@ -70,26 +81,38 @@ async def sweep(storage: Storage, dsn: str, retention: timedelta, abandoned: tim
     What is younger than `abandoned` may yet be attached. Raises StorageAway.
     """
     _forget_abandoned(storage, abandoned)
-    removed = 0
-    async for sha256 in _unnamed(storage, dsn, retention, abandoned):
+    removed, before = 0, datetime.now(UTC) - abandoned
+    async for sha256 in _unnamed(storage, dsn, retention, before):
         async with content_lock(dsn, sha256, shared=False), connected(dsn) as connection:
-            if not await connection.fetchval(
-                """select c.position >= h.position from read_model.checkpoints c, ledger.head h
-                   where c.projection = $1 and not exists (select from read_model.parked p where p.projection = $1)""",
-                ATTACHMENTS.name,
-            ):
+            if not await _knows_all(connection):
                 _log.warning("sweep.postponed", reason="the read model of attachments does not know all facts")
                 return removed
-            if not await attachments.named(connection, [sha256], retention):
-                await storage.remove(sha256)
-                removed += 1
+            # It may have been kept again since, by somebody whose lock was lost with their connection.
+            if await attachments.named(connection, [sha256], retention) or await storage.modified_at(sha256) >= before:
+                continue
+            await storage.remove(sha256)
+            removed += 1
     if removed:
         _log.info("sweep.done", removed=removed)
     return removed
 
 
-async def _unnamed(storage: Storage, dsn: str, retention: timedelta, abandoned: timedelta) -> AsyncIterator[str]:
-    before = datetime.now(UTC) - abandoned
+async def _knows_all(connection: Connection) -> bool:
+    """Whether the read model has come to where the ledger is now, and nothing of it is parked."""
+    head: int = await connection.fetchval("select position from ledger.head")
+    for _ in range(_LOOKS):
+        if await connection.fetchval(
+            """select c.position >= $2 from read_model.checkpoints c
+               where c.projection = $1 and not exists (select from read_model.parked p where p.projection = $1)""",
+            ATTACHMENTS.name,
+            head,
+        ):
+            return True
+        await asyncio.sleep(_BETWEEN_LOOKS_S)
+    return False
+
+
+async def _unnamed(storage: Storage, dsn: str, retention: timedelta, before: datetime) -> AsyncIterator[str]:
     async with connected(dsn) as connection:
         async for some in storage.all():
             old = [one.sha256 for one in some if one.modified_at < before]
@@ -102,6 +125,9 @@ async def _unnamed(storage: Storage, dsn: str, retention: timedelta, abandoned: 
 def _forget_abandoned(storage: Storage, abandoned: timedelta) -> None:
     """Remove what was being received by a process that is no more."""
     for path in storage.incoming.iterdir():
-        if path.stat().st_mtime < time() - abandoned.total_seconds():
-            path.unlink(missing_ok=True)
-            _log.info("sweep.abandoned", file=path.name)
+        try:
+            if path.stat().st_mtime < time() - abandoned.total_seconds():
+                path.unlink()
+                _log.info("sweep.abandoned", file=path.name)
+        except FileNotFoundError:  # it came to its end meanwhile
+            continue

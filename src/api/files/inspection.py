@@ -4,7 +4,6 @@ Archives are never unpacked: what is in them is read through once, counted, and 
 absent: viruses (scanning.py) and HTTP.
 """
 
-import gzip
 import stat
 import struct
 import tarfile
@@ -12,9 +11,11 @@ import zipfile
 import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable
+from errno import EINVAL
 from pathlib import Path, PurePosixPath
+from tarfile import GNUTYPE_LONGNAME, GNUTYPE_SPARSE, SOLARIS_XHDTYPE, XGLTYPE, XHDTYPE, TarInfo
 from tempfile import TemporaryFile
-from typing import BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import puremagic
 from msgspec import Struct
@@ -56,8 +57,11 @@ _OPEN_DOCUMENT: Final = frozenset({"odt", "ods", "odp"})
 
 _CHUNK: Final = 64 * 1024
 _HEAD: Final = 512
-_LARGEST_HEADER: Final = 64 * 1024
-"""In a tar archive; one that says it is larger is after our memory."""
+_BLOCK: Final = 512
+_LONGEST_NAME: Final = 4_096
+_HEADERS_AN_ENTRY: Final = 3
+_LARGEST_HEADER: Final = 16 * 1024
+"""Of what a tar archive may say of an entry; one that is larger is after our memory."""
 _ZIP_TAIL: Final = 22 + 65_535
 _BYTES_AN_ENTRY: Final = 512
 _CONTROL: Final = bytes(sorted(set(range(32)) - {*b"\t\n\v\f\r\x1b"} | {127}))
@@ -76,7 +80,6 @@ _SEALED: Final = {
 _UNREADABLE: Final = (
     zipfile.BadZipFile,
     tarfile.TarError,
-    gzip.BadGzipFile,
     zlib.error,
     EOFError,
     NotImplementedError,
@@ -184,6 +187,9 @@ def _look_into(file: BinaryIO, extension: str, head: bytes, looking: "_Looking")
     wanted = {"gz": "gz", "tgz": "gz", "tar": "tar"}.get(extension, "zip")
     if kind != wanted:
         raise WrongKind(f"its content is not what a .{extension} has")
+    if kind != "zip" and zipfile.is_zipfile(file):
+        raise UnsafeArchive(f"it is a .{extension} and a zip archive at the same time")
+    file.seek(0)
     try:
         if kind == "zip":
             looking.zip(file, 0, extension)
@@ -193,6 +199,10 @@ def _look_into(file: BinaryIO, extension: str, head: bytes, looking: "_Looking")
             looking.tar(file, 0)
     except _UNREADABLE as error:
         raise UnsafeArchive(f"it cannot be read through: {error!r}") from None
+    except OSError as error:
+        if error.errno != EINVAL:  # what comes of places that no file has
+            raise
+        raise UnsafeArchive("it refers to places that it has not") from None
 
 
 def _kind(head: bytes) -> str | None:
@@ -200,9 +210,11 @@ def _kind(head: bytes) -> str | None:
         return "zip"
     if head.startswith(b"\x1f\x8b"):
         return "gz"
-    if head[257:262] == b"ustar":
-        return "tar"
-    return None
+    try:
+        TarInfo.frombuf(head[:_BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    return "tar"
 
 
 class _Looking:
@@ -211,6 +223,7 @@ class _Looking:
     def __init__(self, limits: Limits, allowed: int, folder: Path | None) -> None:
         self.limits = limits
         self.entries = limits.entries
+        self.headers = limits.entries * _HEADERS_AN_ENTRY
         self.bytes = allowed
         self.allowed = allowed
         self.folder = folder
@@ -224,13 +237,17 @@ class _Looking:
                 f"or over {self.limits.bytes:,}"
             )
 
-    def entry(self, name: str) -> None:
-        """Take note of one more entry, and look at its name."""
-        self.entries -= 1
-        if self.entries < 0:
-            raise UnsafeArchive(f"more than {self.limits.entries:,} entries are in it")
+    def entry(self, *names: str) -> None:
+        """Take note of one more entry, and look at its names."""
+        self.member()
+        for name in names:
+            self._look_at_name(name)
+
+    def _look_at_name(self, name: str) -> None:
         parts = name.replace("\\", "/").split("/")
-        if "\0" in name or parts[0] == "" or ".." in parts or (len(parts[0]) > 1 and parts[0][1] == ":"):
+        if len(name) > _LONGEST_NAME:
+            raise UnsafeArchive("an entry has a name that is longer than names are")
+        if "\0" in name or (name and parts[0] == "") or ".." in parts or (len(parts[0]) > 1 and parts[0][1] == ":"):
             raise UnsafeArchive(f"an entry has the name {name!r}, which leads out of the folder it is unpacked to")
 
     def inside(self, stream: _Readable, depth: int) -> None:
@@ -253,12 +270,11 @@ class _Looking:
                     spooled.write(chunk)
                 self.zip(spooled, depth + 1)
             return
-        rest = _Forward(head, stream)
+        rest = _Source(stream, head)
         if kind == "gz":
             self.gz(rest, depth + 1)
         else:
             self.tar(rest, depth + 1)
-        rest.drain()
 
     def zip(self, file: BinaryIO, depth: int, extension: str = "zip") -> None:
         """Look into a zip archive."""
@@ -288,27 +304,84 @@ class _Looking:
         at = tail.rfind(b"PK\x05\x06")
         if at < 0 or len(tail) < at + 22:
             raise UnsafeArchive("it has no table of contents: it was cut off")
+        if tail[at - 20 : at - 16] == b"PK\x06\x07":
+            raise UnsafeArchive("it is in the format for more than 4 GB or 65,535 entries")
         *_, entries, length, _, _ = struct.unpack("<4s4H2LH", tail[at : at + 22])
         if entries > self.entries or length > self.entries * _BYTES_AN_ENTRY:
             raise UnsafeArchive(f"more than {self.limits.entries:,} entries are in it")
         file.seek(0)
 
+    def member(self) -> None:
+        """Take note of one more entry that has no name."""
+        self.entries -= 1
+        if self.entries < 0:
+            raise UnsafeArchive(f"more than {self.limits.entries:,} entries are in it")
+
     def gz(self, stream: _Readable, depth: int) -> None:
         """Look into what gzip compressed."""
-        with gzip.GzipFile(mode="rb", fileobj=stream) as content:  # type: ignore[call-overload] # it only reads
-            self.entries -= 1
-            self.inside(_Counted(content, self), depth)
+        self.inside(_Counted(_Gzip(stream, self), self), depth)
 
     def tar(self, stream: _Readable, depth: int) -> None:
-        """Look into a tar archive."""
-        with tarfile.open(fileobj=_Forward(b"", stream), mode="r:") as archive:  # type: ignore[call-overload] # it only reads
-            for member in archive:
-                self.entry(member.name)
-                if member.issparse() or not (member.isreg() or member.isdir()):
-                    raise UnsafeArchive(f"{member.name!r} in it is a link, a device or sparse")
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is not None:
-                    self.inside(content, depth)
+        """Look into a tar archive (POSIX.1-2001, pax), a header at a time; each is an entry, whatever it is for."""
+        source, name, size = _Source(stream), "", None
+        while (block := source.take(_BLOCK)).strip(b"\0"):
+            header = TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            length = header.size if size is None else size
+            if length < 0:
+                raise UnsafeArchive(f"{header.name!r} in it is less than nothing")
+            if header.type in (GNUTYPE_LONGNAME, XHDTYPE, SOLARIS_XHDTYPE, XGLTYPE):
+                self.headers -= 1
+                if header.size > _LARGEST_HEADER or self.headers < 0:
+                    raise UnsafeArchive("a header in it is larger than headers are, or there are too many")
+                said = source.take(header.size, _BLOCK)
+                if header.type == GNUTYPE_LONGNAME:
+                    name = said.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                elif header.type != XGLTYPE:
+                    name, size = _extended(said, name)
+                continue
+            self.entry(header.name, name)
+            if not (header.isreg() or header.isdir()) or header.type == GNUTYPE_SPARSE:
+                raise UnsafeArchive(
+                    f"{header.name!r} in it is a link, a device, sparse, or something that nobody knows"
+                )
+            if header.isreg():
+                content = _Part(source, length)
+                self.inside(content, depth)
+                content.skip()
+                source.take(-length % _BLOCK)
+            name, size = "", None
+        source.refuse_more()
+
+
+class _Gzip:
+    """What gzip compressed, one member after the other (RFC 1952), each of them an entry."""
+
+    def __init__(self, stream: _Readable, looking: _Looking) -> None:
+        self._stream = stream
+        self._looking = looking
+        self._compressed = b""
+        self._member: Any = None
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """At most so many bytes; none at the end. Raises zlib.error, EOFError."""
+        while True:
+            if not self._compressed:
+                self._compressed = self._stream.read(_CHUNK)
+            if self._member is None:
+                self._compressed = self._compressed.lstrip(b"\0")  # padding
+                if not self._compressed:
+                    return b""
+                self._looking.member()
+                self._member = zlib.decompressobj(wbits=31)
+            data: bytes = self._member.decompress(self._compressed, size)
+            ended = self._member.eof
+            if not ended and not self._compressed and not data:
+                raise EOFError("it was cut off")
+            self._compressed = self._member.unused_data if ended else self._member.unconsumed_tail
+            if ended:
+                self._member = None
+            if data:
+                return data
 
 
 class _Counted:
@@ -325,40 +398,77 @@ class _Counted:
         return data
 
 
-class _Forward:
-    """A stream that can only be read onwards, with the little of a file that the archives' readers ask for."""
+class _Source:
+    """A stream of which so many bytes are taken, all of them or it was cut off."""
 
-    def __init__(self, head: bytes, stream: _Readable) -> None:
-        self._head = head
+    def __init__(self, stream: _Readable, head: bytes = b"") -> None:
         self._stream = stream
-        self._at = 0
+        self._head = head
 
-    def read(self, size: int = -1) -> bytes:
-        """So many bytes, fewer at the end."""
-        if size < 0 or size > _LARGEST_HEADER:
-            raise UnsafeArchive("a header in it is larger than headers are")
-        data, self._head = self._head[:size], self._head[size:]
-        while len(data) < size and (more := self._stream.read(size - len(data))):
+    def read(self, size: int = _CHUNK) -> bytes:
+        """At most so many bytes."""
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:]
+            return data
+        return self._stream.read(size)
+
+    def take(self, size: int, multiple: int = 1) -> bytes:
+        """So many bytes, and what is missing to a multiple skipped. Raises EOFError."""
+        data = bytearray()
+        padded = size + -size % multiple
+        while len(data) < padded:
+            more = self.read(padded - len(data))
+            if not more:
+                raise EOFError("it was cut off")
             data += more
-        self._at += len(data)
+        return bytes(data[:size])
+
+    def refuse_more(self) -> None:
+        """See to it that nothing but zeros comes."""
+        while more := self.read():
+            if more.strip(b"\0"):
+                raise UnsafeArchive("there is something behind its end")
+
+
+class _Part:
+    """So many bytes of a source."""
+
+    def __init__(self, source: _Source, size: int) -> None:
+        self._source = source
+        self._left = size
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """At most so many bytes; none at the end. Raises EOFError."""
+        if not self._left:
+            return b""
+        data = self._source.read(min(size, self._left))
+        if not data:
+            raise EOFError("it was cut off")
+        self._left -= len(data)
         return data
 
-    def seek(self, position: int, whence: int = 0) -> int:
-        """Onwards to a position."""
-        if whence != 0 or position < self._at:
-            raise UnsafeArchive("it refers back to what was before")
-        while self._at < position and self.read(min(_CHUNK, position - self._at)):
-            pass
-        return self._at
-
-    def tell(self) -> int:
-        """How far it is."""
-        return self._at
-
-    def drain(self) -> None:
+    def skip(self) -> None:
         """Read what is left."""
-        while self.read(_CHUNK):
+        while self.read():
             pass
+
+
+def _extended(said: bytes, name: str) -> tuple[str, int | None]:
+    """The name and size that an extended header gives the next entry. Raises UnsafeArchive, ValueError."""
+    size = None
+    while said:
+        length, _, _ = said.partition(b" ")
+        record, said = said[: int(length)], said[int(length) :]
+        key, equals, value = record[len(length) + 1 : -1].partition(b"=")
+        if not equals or not record.endswith(b"\n") or int(length) <= len(length):
+            raise ValueError("a header in it is damaged")
+        if key.startswith(b"GNU.sparse"):
+            raise UnsafeArchive("a sparse file is in it")
+        if key == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        if key == b"size":
+            size = int(value)
+    return name, size
 
 
 def _check_document(archive: zipfile.ZipFile, extension: str) -> None:

@@ -28,6 +28,15 @@ def scan(url: str, file: BinaryIO) -> str | None:
     return found if status == "FOUND" else None
 
 
+def answers(url: str) -> bool:
+    """Whether the scanner is there."""
+    try:
+        clamd_at(url).ping()
+    except (ClamdError, OSError):
+        return False
+    return True
+
+
 def clamd_at(url: str) -> ClamdNetworkSocket:
     """A connection to be made to `tcp://host:port` or `unix:///path`. Raises ValueError."""
     parts = urlsplit(url)

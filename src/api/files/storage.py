@@ -6,6 +6,7 @@ they may go (housekeeping.py).
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -18,8 +19,8 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 _CHUNK: Final = 256 * 1024
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 _LISTED_AT_ONCE: Final = 1_000
-_TIMEOUT: Final = "30s"
 _RETRYING: Final = timedelta(seconds=10)
 
 
@@ -69,11 +70,21 @@ class Storage:
         with storage_errors():
             await obstore.delete_async(self._store, _key(sha256))
 
+    async def modified_at(self, sha256: str) -> datetime:
+        """When the bytes were last kept. Raises StorageAway."""
+        with storage_errors():
+            return (await obstore.head_async(self._store, _key(sha256)))["last_modified"]
+
     async def all(self) -> AsyncIterator[list[Kept]]:
         """Everything that is there, some at a time. Raises StorageAway."""
         with storage_errors():
             async for some in obstore.list(self._store, chunk_size=_LISTED_AT_ONCE):
-                yield [Kept(one["path"].rpartition("/")[2], one["last_modified"]) for one in some]
+                names = [(one["path"].rpartition("/")[2], one) for one in some]
+                yield [
+                    Kept(sha256, one["last_modified"])
+                    for sha256, one in names
+                    if _SHA256.fullmatch(sha256) and one["path"] == _key(sha256)  # what else is there is not ours
+                ]
 
 
 def store_at(url: str) -> ObjectStore:
@@ -81,9 +92,8 @@ def store_at(url: str) -> ObjectStore:
     if not url.startswith(("s3://", "gs://", "az://")):
         raise ValueError("must begin with s3://, gs:// or az://; leave it unset to keep files in UPLOAD_DIR")
     try:
-        return from_url(
-            url, client_options={"timeout": _TIMEOUT}, retry_config={"max_retries": 3, "retry_timeout": _RETRYING}
-        )
+        # Without options for its HTTP client: those would take the place of all that the environment says of it.
+        return from_url(url, retry_config={"max_retries": 3, "retry_timeout": _RETRYING})
     except BaseError as error:
         raise ValueError(str(error).partition("\n")[0]) from None
 
