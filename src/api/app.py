@@ -23,7 +23,9 @@ from litestar.types import ControllerRouterHandler
 from api import openapi
 from api.auth import Tokens
 from api.commands import BODIES, COMMAND_ROUTES
+from api.draining import after_its_body
 from api.files.housekeeping import keep_house
+from api.files.receiving import ENVELOPE
 from api.files.storage import Storage
 from api.files.taking import Files
 from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
@@ -89,7 +91,12 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
                     background.create_task(keep_house(settings, served.files, runner, served.handler, ledger.pool, dsn))
                 )
             try:
-                yield observed(_furnished(_litestar(served, parts), served))
+                app = after_its_body(
+                    _litestar(served, parts),
+                    longest=settings.max_file_size_mb * 1024 * 1024 + ENVELOPE,
+                    patience=settings.upload_timeout_ms / 1000,
+                )
+                yield observed(_furnished(app, served))
             finally:
                 if runner is not None:
                     runner.stop()

@@ -172,10 +172,11 @@ class InvalidRequest(Exception):  # noqa: N818 - an answer, not an error
 class Problem(Exception):  # noqa: N818 - an answer, not an error
     """A problem of one of the other kinds that only the edge knows."""
 
-    def __init__(self, slug: str, detail: str) -> None:
-        """One of PROBLEMS, and what it is in this case."""
+    def __init__(self, slug: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        """One of PROBLEMS, what it is in this case, and headers that belong to it."""
         super().__init__(detail)
         self.slug = slug
+        self.headers = headers
 
 
 AnyRequest = Request[Any, Any, Any]
@@ -231,7 +232,7 @@ def on_invalid(request: AnyRequest, error: InvalidRequest) -> Response[bytes]:
 
 def on_problem(request: AnyRequest, error: Problem) -> Response[bytes]:
     """Something that only the edge knows."""
-    return problem(request.url.path, error.slug, str(error))
+    return problem(request.url.path, error.slug, str(error), headers=error.headers)
 
 
 def on_bad_cursor(request: AnyRequest, error: BadCursor) -> Response[bytes]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # which in turn takes in what requests bring
 DEEPEST: Final = 64
 """How deep JSON may be nested."""
 
-_LONGEST_ENDING: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _KEY: Final = re.compile(r'^"(?P<quoted>[^"\\]{1,255})"$|^(?P<bare>[\x21\x23-\x7e]{1,255})$')
@@ -220,20 +219,19 @@ def _check_kind(request: ApiRequest, accepted: Sequence[str]) -> None:
 
 
 async def _read(request: ApiRequest) -> bytes:
-    """The body; one over the limit is first read to its end, because who is still sending hears no answer."""
+    """The body. Raises Problem where it is over the limit, InvalidRequest where it does not come."""
     limit = installation(request).settings.max_body_bytes
     chunks: list[bytes] = []
     size, more = 0, True
-    while more and size <= limit + _LONGEST_ENDING:
+    while more:
         event: Any = await request.receive()
         if event["type"] == "http.disconnect":
             raise InvalidRequest("body", "the connection ended before it did")
         size += len(event["body"])
-        if size <= limit:
-            chunks.append(event["body"])
+        if size > limit:
+            raise Problem("content-too-large", f"The body may be {limit:,} bytes long, not more.")
+        chunks.append(event["body"])
         more = event["more_body"]
-    if size > limit:
-        raise Problem("content-too-large", f"The body may be {limit:,} bytes long, not more.")
     return b"".join(chunks)
 
 

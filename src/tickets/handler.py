@@ -104,10 +104,8 @@ class Handler:
         `ticket_id` is None for Create alone. Raises the refusals of commands.py, VersionMismatch,
         IdempotencyKeyReused, TooContended, and what Ledger.append raises.
         """
-        command_id, fingerprint = uuid7(), b""
+        command_id, fingerprint = _identified(command, ticket_id, asked)
         if asked.key is not None:
-            command_id = uuid5(_KEYS, f"{asked.actor.id}:{asked.key}")
-            fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, _as_asked(command)))).digest()
             first = await self._ledger.outcome(command_id)
             if first is not None:
                 return await self._again(first, command_id, fingerprint)
@@ -122,8 +120,18 @@ class Handler:
         kept = await snapshots.find(self._ledger.pool, ticket_id, upto=upto)
         return await self._read_on(ticket_id, kept, upto)
 
-    async def consider(self, command: Change, ticket_id: UUID, asked: Asked) -> None:
-        """Whether the command would be refused now, before there is all that belongs to it. Raises as `handle`."""
+    async def consider(self, command: Change, ticket_id: UUID, asked: Asked, *, whole: bool) -> None:
+        """Whether the command would be refused now; `whole` is whether there is all that belongs to it yet.
+
+        What was done before with the same key is not refused, whatever happened since. Raises as `handle`.
+        """
+        if asked.key is not None:
+            command_id, fingerprint = _identified(command, ticket_id, asked)
+            first = await self._ledger.outcome(command_id)
+            if first is not None:
+                if whole and first.fingerprint != fingerprint:
+                    raise IdempotencyKeyReused
+                return
         ticket = await self._refreshed(ticket_id, self._cache.get(ticket_id))
         try:
             decide(
@@ -326,6 +334,14 @@ class Handler:
         known = self._cache.get(ticket.id)
         if known is None or known.version < ticket.version:
             self._cache[ticket.id] = ticket
+
+
+def _identified(command: Command, ticket_id: UUID | None, asked: Asked) -> tuple[UUID, bytes]:
+    """The command's id, and with a key what it asks for, so that the key is used for nothing else."""
+    if asked.key is None:
+        return uuid7(), b""
+    fingerprint = sha256(msgspec.json.encode((type(command).__name__, ticket_id, _as_asked(command)))).digest()
+    return uuid5(_KEYS, f"{asked.actor.id}:{asked.key}"), fingerprint
 
 
 def _as_asked(command: Command) -> Command:

@@ -17,9 +17,9 @@ from projections.projection import decode_metadata
 from tests.conftest import eventually
 from tests.projections.test_runner import assert_all_is_as_it_should_be, level, running
 from tickets import snapshots
-from tickets.commands import Attach, ChangeStatus, Create, Detach
+from tickets.commands import Attach, ChangeStatus, Create, Delete, Detach
 from tickets.connections import Connection
-from tickets.errors import Forbidden, IdempotencyKeyReused, NotFound, TicketClosed, VersionMismatch
+from tickets.errors import Forbidden, IdempotencyKeyReused, NotFound, TicketClosed, TicketDeleted, VersionMismatch
 from tickets.events import AttachmentAdded, AttachmentRefused
 from tickets.handler import SCANNER, Asked, Handler
 from tickets.ledger import Ledger
@@ -81,14 +81,22 @@ async def test_the_same_key_is_the_same_command_whatever_the_scanner_says_the_se
 async def test_what_would_be_refused_can_be_known_before_there_is_a_file(handler: Handler, ledger: Ledger) -> None:
     ticket_id = await a_ticket(handler)
     head = await ledger.head()
-    await handler.consider(A_FILE, ticket_id, Asked(actor=UMA))
+    await handler.consider(A_FILE, ticket_id, Asked(actor=UMA), whole=False)
     with pytest.raises(NotFound):
-        await handler.consider(A_FILE, uuid4(), Asked(actor=ADA))
+        await handler.consider(A_FILE, uuid4(), Asked(actor=ADA), whole=False)
     with pytest.raises(NotFound):
-        await handler.consider(A_FILE, ticket_id, Asked(actor=replace(UMA, id=uuid4())))
+        await handler.consider(A_FILE, ticket_id, Asked(actor=replace(UMA, id=uuid4())), whole=True)
     with pytest.raises(VersionMismatch):
-        await handler.consider(A_FILE, ticket_id, Asked(actor=UMA, if_match=frozenset({7})))
+        await handler.consider(A_FILE, ticket_id, Asked(actor=UMA, if_match=frozenset({7})), whole=True)
     assert await ledger.head() == head
+    await attach(handler, ticket_id, key="one")
+    await handler.handle(Delete(), ticket_id, Asked(actor=ADA))
+    await handler.consider(WAITING, ticket_id, Asked(actor=ADA, key="one"), whole=False)
+    await handler.consider(A_FILE, ticket_id, Asked(actor=ADA, key="one"), whole=True)
+    with pytest.raises(IdempotencyKeyReused):
+        await handler.consider(WAITING, ticket_id, Asked(actor=ADA, key="one"), whole=True)
+    with pytest.raises(TicketDeleted):
+        await handler.consider(A_FILE, ticket_id, Asked(actor=ADA, key="two"), whole=True)
 
 
 async def test_a_file_is_taken_away_by_who_brought_it_or_who_may_update_the_ticket(handler: Handler) -> None:
@@ -234,7 +242,10 @@ async def test_the_history_tells_what_happened_to_files(handler: Handler, ledger
         ("UPDATE", "uma", [], "proxy.log was not taken: Eicar is in it"),
         ("ATTACHMENT_DELETED", "ada", [("attachment", "waiting.log", None)], None),
     ]
-    (added, *_, bad, gone) = (await history(ledger, ticket_id))[1:]
+    (added, cleared, _, condemned, bad, gone) = (await history(ledger, ticket_id))[1:]
     assert added.metadata == {"attachment_id": str(one), "filename": "waiting.log", "sha256": TWO}
+    assert cleared.metadata == {"attachment_id": str(one), "filename": "waiting.log"}
+    assert condemned.metadata == {"attachment_id": str(two), "filename": "waiting.log"}
+    assert (cleared.actor, cleared.ip_address) == (SCANNER, None)
     assert bad.metadata == {"filename": "proxy.log", "sha256": ONE, "infected": "Eicar"}
     assert gone.metadata == {"attachment_id": str(one), "filename": "waiting.log"}

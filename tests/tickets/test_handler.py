@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,11 +18,14 @@ from tests.tickets.test_ledger import appending, created
 from tickets.commands import (
     AddComment,
     Assign,
+    Attach,
+    Change,
     ChangeStatus,
     Command,
     Create,
     Delete,
     DeleteComment,
+    Detach,
     Edit,
     EditComment,
     Restore,
@@ -31,18 +35,31 @@ from tickets.errors import (
     IdempotencyKeyReused,
     IllegalTransition,
     NotFound,
+    Refusal,
+    TicketClosed,
     TicketDeleted,
     TooContended,
     UnknownAssignee,
     VersionMismatch,
 )
-from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited, Metadata, StatusChanged, TicketEvent
+from tickets.events import (
+    AttachmentAdded,
+    AttachmentDeleted,
+    AttachmentScanned,
+    By,
+    CommentAdded,
+    CommentDeleted,
+    CommentEdited,
+    Metadata,
+    StatusChanged,
+    TicketEvent,
+)
 from tickets.handler import Answer, Asked, Handler
 from tickets.ledger import Ledger
 from tickets.lifecycle import Status
 from tickets.permissions import Actor, Assignee, Role
 from tickets.sla import Priority
-from tickets.values import Category
+from tickets.values import Category, Scan
 
 ADA = Actor(id=uuid4(), role=Role.ADMIN, username="ada")
 BEA = Actor(id=uuid4(), role=Role.MANAGER, username="bea")
@@ -508,6 +525,160 @@ async def test_time_does_not_run_backwards_after_an_internal_comment_either(hand
     await ledger.append(appending(ticket_id, 0, created(ticket_id, at=ahead - timedelta(hours=2)), internal))
     answer = await handler.handle(Edit(title="By a clock that is late"), ticket_id, by())
     assert answer.ticket.updated_at == ahead
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+CLEAN = Attach(filename="proxy.log", content_type="text/plain", size=7, sha256="11" * 32, scan=Scan.CLEAN)
+OUTCOMES = {
+    "clean": CLEAN,
+    "waiting": replace(CLEAN, scan=Scan.QUARANTINED),
+    "not scanned": replace(CLEAN, scan=Scan.UNSCANNED),
+    "infected": replace(CLEAN, infected="Eicar"),
+}
+"""One file, and what there is to say of it."""
+
+
+async def attached(handler: Handler, ticket_id: UUID, outcome: str = "clean") -> UUID:
+    (added,) = (await handler.handle(OUTCOMES[outcome], ticket_id, by())).facts
+    assert isinstance(added, AttachmentAdded)
+    return added.attachment_id
+
+
+@pytest.mark.parametrize(("first", "second"), permutations(OUTCOMES, 2))
+async def test_a_file_sent_again_with_its_key_gets_the_first_answer_whatever_is_known_of_it_by_now(
+    two: tuple[Handler, Handler], ledger: Ledger, first: str, second: str
+) -> None:
+    here, there = two
+    ticket_id, asked = await create(here), by(key=str(uuid4()))
+    answer = await here.handle(OUTCOMES[first], ticket_id, asked)
+    for file in answer.ticket.attachments:
+        await here.handle(Detach(attachment_id=file), ticket_id, by())
+    head = await ledger.head()
+    assert await there.handle(OUTCOMES[second], ticket_id, asked) == replayed(answer)
+    assert await ledger.head() == head
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"filename": "proxy.txt"}, {"content_type": "text/csv"}, {"size": 8}, {"sha256": "22" * 32}],
+    ids=str,
+)
+async def test_another_file_is_another_command(handler: Handler, other: dict[str, Any]) -> None:
+    ticket_id, asked = await create(handler), by(key=str(uuid4()))
+    await handler.handle(CLEAN, ticket_id, asked)
+    with pytest.raises(IdempotencyKeyReused):
+        await handler.handle(replace(CLEAN, **other), ticket_id, asked)
+
+
+async def test_of_many_who_send_one_file_with_one_key_at_once_all_get_the_first_answer(
+    two: tuple[Handler, Handler],
+) -> None:
+    ticket_id, asked, outcomes = await create(two[0]), by(key=str(uuid4())), list(OUTCOMES.values())
+    answers = await asyncio.gather(*(two[n % 2].handle(outcomes[n % 4], ticket_id, asked) for n in range(40)))
+    assert Counter(answer.replayed for answer in answers) == {False: 1, True: 39}
+    assert all(replayed(answer) == replayed(answers[0]) for answer in answers)
+    assert await version(two[0], ticket_id) == 2
+
+
+CONSIDERED: dict[str, tuple[Change, type[Refusal] | None]] = {
+    "a ticket": (CLEAN, None),
+    "a ticket at another version": (CLEAN, VersionMismatch),
+    "a ticket that is not there": (CLEAN, NotFound),
+    "somebody else's ticket": (CLEAN, NotFound),
+    "a closed ticket": (CLEAN, TicketClosed),
+    "a deleted ticket": (CLEAN, TicketDeleted),
+    "a ticket without that file": (Detach(attachment_id=uuid4()), NotFound),
+    "a ticket that is not theirs to change": (Edit(title="Anything"), Forbidden),
+}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("what", CONSIDERED)
+async def test_what_is_considered_is_refused_as_it_would_be_if_it_were_done_and_nothing_is_written(
+    two: tuple[Handler, Handler], ledger: Ledger, what: str, *, whole: bool
+) -> None:
+    """Also where what is at hand is old, and where it would not be refused."""
+    here, there = two
+    requester, stranger = (Actor(id=uuid4(), role=Role.END_USER) for _ in range(2))
+    ticket_id = await create(here, actor=requester)
+    over = (Status.OPEN, Status.IN_PROGRESS, Status.RESOLVED, Status.CLOSED) if what == "a closed ticket" else ()
+    for status in over:
+        await there.handle(move(status, "because"), ticket_id, by())
+    if what == "a deleted ticket":
+        await there.handle(Delete(), ticket_id, by())
+    whom = {
+        "somebody else's ticket": stranger,
+        "a ticket that is not theirs to change": Actor(id=uuid4(), role=Role.DEVOPS_ENGINEER),
+    }
+    which = uuid4() if what == "a ticket that is not there" else ticket_id
+    asked = by(whom.get(what, requester), if_match={7} if what == "a ticket at another version" else None)
+    (command, refusal), head = CONSIDERED[what], await ledger.head()
+    if refusal is None:
+        await here.consider(command, which, replace(asked, key=str(ticket_id)), whole=whole)
+        assert await ledger.head() == head
+        assert not (await here.handle(command, which, replace(asked, key=str(ticket_id)))).replayed
+        return
+    with pytest.raises(refusal) as considered:
+        await here.consider(command, which, asked, whole=whole)
+    with pytest.raises(refusal) as done:
+        await here.handle(command, which, asked)
+    assert (str(considered.value), considered.value.details) == (str(done.value), done.value.details)
+    assert await ledger.head() == head
+
+
+@pytest.mark.parametrize("infected", [None, "Eicar"])
+async def test_a_verdict_on_a_file_that_does_not_wait_for_it_is_not_noted(
+    handler: Handler, ledger: Ledger, infected: str | None
+) -> None:
+    ticket_id = await create(handler)
+    files = [await attached(handler, ticket_id, outcome) for outcome in ("clean", "not scanned", "waiting")]
+    await handler.handle(Detach(attachment_id=files[-1]), ticket_id, by())
+    head = await ledger.head()
+    for file in files:
+        await handler.note_scan(ticket_id, file, infected)
+    assert await ledger.head() == head
+
+
+async def test_of_many_verdicts_at_once_one_is_noted(two: tuple[Handler, Handler], ledger: Ledger) -> None:
+    ticket_id = await create(two[0])
+    file = await attached(two[0], ticket_id, "waiting")
+    await asyncio.gather(*(two[n % 2].note_scan(ticket_id, file, "Eicar" if n % 3 else None) for n in range(24)))
+    (noted,) = (await ledger.facts(ticket_id))[2:]
+    assert isinstance(noted, AttachmentScanned)
+
+
+async def test_a_file_that_is_taken_away_while_it_is_looked_at_stays_away(
+    two: tuple[Handler, Handler], ledger: Ledger
+) -> None:
+    here, there = two
+    for _ in range(10):
+        ticket_id = await create(here)
+        file = await attached(here, ticket_id, "waiting")
+        await asyncio.gather(
+            there.note_scan(ticket_id, file, None), here.handle(Detach(attachment_id=file), ticket_id, by())
+        )
+        facts = [type(fact) for fact in (await ledger.facts(ticket_id))[2:]]
+        assert facts in ([AttachmentDeleted], [AttachmentScanned, AttachmentDeleted])
+
+
+async def test_a_verdict_is_not_of_before_what_it_is_about(handler: Handler, ledger: Ledger) -> None:
+    ticket_id, file, ahead = uuid4(), uuid4(), datetime.now(UTC) + timedelta(hours=1)
+    waiting = AttachmentAdded(
+        originator_id=ticket_id,
+        originator_version=2,
+        timestamp=ahead,
+        attachment_id=file,
+        uploaded_by=By(ADA.id, "ada", Role.ADMIN),
+        filename="from a clock that is early.log",
+        content_type="text/plain",
+        size=7,
+        sha256="11" * 32,
+        scan=Scan.QUARANTINED,
+    )
+    await ledger.append(appending(ticket_id, 0, created(ticket_id), waiting))
+    await handler.note_scan(ticket_id, file, None)
+    assert [fact.timestamp for fact in (await ledger.facts(ticket_id))[1:]] == [ahead, ahead]
 
 
 # ------------------------------------------------------------------------------------------------ many at once

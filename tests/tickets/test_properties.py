@@ -21,6 +21,9 @@ from immutables import Map
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
+from projections.attachments import ATTACHMENTS
+from projections.attachments import encode as encode_file
+from projections.attachments import view as view_of_file
 from projections.comments import COMMENTS
 from projections.history import changes, entry
 from projections.projection import Envelope, Step, decode_metadata
@@ -49,8 +52,10 @@ from tickets.commands import (
 from tickets.errors import Forbidden, NotFound, Refusal, TicketClosed, TicketDeleted
 from tickets.events import (
     FACTS,
+    AttachmentAdded,
     AttachmentFact,
     AttachmentRefused,
+    AttachmentScanned,
     By,
     CommentAdded,
     CommentDeleted,
@@ -80,7 +85,10 @@ instants = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.
 
 @dataclass(frozen=True)
 class Walk:
-    """Take one of the steps that the workflow has from wherever the ticket is: more telling than a random one."""
+    """Take one of the steps that the workflow has from wherever the ticket is, or bring it back if it is deleted.
+
+    More telling than a random one: most lives would end with the first Delete.
+    """
 
     number: int
 
@@ -277,6 +285,8 @@ def numbered_one(there: Map[UUID, Any], number: int) -> UUID:
 def wanted(ask: Ask, actor: Actor, ticket: Ticket) -> tuple[Change, Actor]:
     """The command that is meant, on the ticket as it is, and who gives it."""
     match ask:
+        case Walk() if ticket.deleted:
+            return Restore(), actor
         case Walk():
             ways = TRANSITIONS[ticket.status]
             return ChangeStatus(status=ways[ask.number % len(ways)], reason="Done."), actor
@@ -587,6 +597,27 @@ def test_a_ticket_counts_the_comments_that_the_read_model_has_for_each_reader(li
 
 @thoroughly
 @given(lives)
+def test_the_read_model_of_files_has_those_that_the_ticket_has_and_remembers_the_others(life: Life) -> None:
+    rows: dict[UUID, dict[str, Any]] = {}
+    states = zip(life.facts, [None, *life.states], life.states, strict=False)
+    for position, (fact, before, after) in enumerate(states, 1):
+        for row in ATTACHMENTS.rows(Step(fact, Envelope(position, fact.timestamp, ABOUT), before, after)):
+            named = dict(zip(ATTACHMENTS.columns, row, strict=True))
+            rows[named["attachment_id"]] = named
+        there = {one: row for one, row in rows.items() if row["deleted_at"] is None}
+        assert view(after).attachment_count == len(there)
+        assert {one: row["doc"] for one, row in there.items()} == {
+            one: encode_file(view_of_file(one, TICKET, file)) for one, file in after.attachments.items()
+        }
+        assert {one for one, row in there.items() if row["waiting"]} == {
+            one for one in after.attachments if scanned(after, one, None, fact.timestamp)
+        }
+    added = {fact.attachment_id: fact.sha256 for fact in life.facts if isinstance(fact, AttachmentAdded)}
+    assert {one: row["sha256"] for one, row in rows.items()} == added
+
+
+@thoroughly
+@given(lives)
 def test_a_projection_makes_rows_of_no_fact_but_those_that_it_says_it_is_about(life: Life) -> None:
     states = zip(life.facts, [None, *life.states], life.states, strict=False)
     for position, (fact, before, after) in enumerate(states, 1):
@@ -792,6 +823,8 @@ def _met(life: Life) -> set[str]:
     for fact, before, after in zip(life.facts[1:], life.states, life.states[1:], strict=False):
         if isinstance(fact, CommentAdded) and before.responded_at is not after.responded_at:
             met.add("a comment that is the response")
+        if isinstance(fact, AttachmentScanned):
+            met.add("a file found clean" if fact.infected is None else "a file found infected")
     return met
 
 
@@ -801,9 +834,11 @@ def _met(life: Life) -> set[str]:
         *(f"{kind}: {fact.__name__}" for kind in ("internal", "public") for fact in get_args(CommentFact)),
         "a comment that opens",
         "a comment that is the response",
+        "a file found clean",
+        "a file found infected",
     ],
 )
-def test_random_lives_meet_all_that_is_special_about_comments(what: str) -> None:
+def test_random_lives_meet_all_that_is_special_about_comments_and_files(what: str) -> None:
     assert what in find(
         lives.map(_met),
         lambda met: what in met,

@@ -6,15 +6,17 @@ import pytest
 
 from tests.tickets.given_when_then import A_REQUEST
 from tickets import handler, snapshots
-from tickets.commands import AddComment, ChangeStatus, DeleteComment, EditComment
+from tickets.commands import AddComment, Attach, ChangeStatus, DeleteComment, Detach, EditComment
 from tickets.connections import Connection
 from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
 from tickets.lifecycle import Status
 from tickets.permissions import Actor, Assignee, Role
 from tickets.ticket import Ticket, fold
+from tickets.values import Scan
 
 ADA = Actor(id=uuid4(), role=Role.ADMIN, username="ada")
+WAITING = Attach(filename="a.log", content_type="text/plain", size=7, sha256="11" * 32, scan=Scan.QUARANTINED)
 
 
 async def nobody(_person: UUID) -> Assignee | None:
@@ -27,7 +29,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def a_long_life(ledger: Ledger) -> Ticket:
-    """A ticket with comments that stand, were put differently and were taken back."""
+    """A ticket with comments that stand, were put differently and were taken back, and files as many ways."""
     at_work = Handler(ledger, nobody)
     ticket = (await at_work.handle(A_REQUEST, None, Asked(actor=ADA))).ticket
     for n in range(9):
@@ -39,6 +41,12 @@ async def a_long_life(ledger: Ledger) -> Ticket:
         if n == 5:
             edit = EditComment(comment_id=comment, body="said better")
             ticket = (await at_work.handle(edit, ticket.id, Asked(actor=ADA))).ticket
+        if n % 2:
+            ticket = (await at_work.handle(WAITING, ticket.id, Asked(actor=ADA))).ticket
+    cleared, infected, gone, _ = sorted(ticket.attachments)
+    await at_work.note_scan(ticket.id, cleared, None)
+    await at_work.note_scan(ticket.id, infected, "Eicar")
+    await at_work.handle(Detach(attachment_id=gone), ticket.id, Asked(actor=ADA))
     return (await at_work.handle(ChangeStatus(status=Status.OPEN), ticket.id, Asked(actor=ADA))).ticket
 
 
@@ -48,6 +56,11 @@ async def test_what_was_kept_and_the_facts_since_make_the_same_ticket(ledger: Le
     kept = await snapshots.find(ledger.pool, ticket.id)
     assert kept is not None
     assert ticket.version - 4 < kept.version <= ticket.version
+    assert [(file.scan, file.infected) for _, file in sorted(kept.attachments.items())] == [
+        (Scan.CLEAN, None),
+        (Scan.QUARANTINED, "Eicar"),
+        (Scan.QUARANTINED, None),
+    ]
     assert kept == fold(await ledger.facts(ticket.id, upto=kept.version))  # type: ignore[arg-type] # as above
     assert await Handler(ledger, nobody).ticket(ticket.id) == ticket
     assert await owner.fetchval("select count(*) from ledger.snapshots") == 1

@@ -28,6 +28,7 @@ from rich.text import Text
 from api import logs
 from api.database import apply_schema, database
 from api.embedded import EmbeddedServerError
+from api.files.storage import StorageAway
 from api.settings import Settings, SettingsError, read_settings
 from projections.runner import catch_up_alone
 from tickets.connections import CONNECTION_LOST, connected
@@ -93,6 +94,8 @@ def run(main: Any) -> Any:
         fail(str(error))
     except CONNECTION_LOST as error:
         fail(f"The database cannot be reached: {error}. Is DATABASE_URL right, and the server up?")
+    except StorageAway as error:
+        fail(f"Files cannot be kept: {error}. Is UPLOAD_DIR, or STORAGE_URL, right?")
     except asyncpg.InsufficientPrivilegeError as error:
         fail(f"The database refuses: {error}. Run `tickets schema` once as the owner of the database.")
     return result[0]

@@ -32,9 +32,8 @@ async def add_attachment(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Attach a file: multipart/form-data with one part, `file`. Its content must be what its extension says."""
     served, circumstances = installation(request), asked(request)
 
-    async def considered() -> None:
-        if circumstances.key is None:  # with one, it may have been attached already, whatever happened since
-            await served.handler.consider(_SOME_FILE, ticket_id, circumstances)
+    async def considered(attach: Attach | None) -> None:
+        await served.handler.consider(attach or _SOME_FILE, ticket_id, circumstances, whole=attach is not None)
 
     async with served.files.taken(request, considered) as attach:
         answer = await handled(request, attach, ticket_id)

@@ -30,8 +30,8 @@ _RESCANNED_AT_ONCE: Final = 20
 _ABANDONED: Final = timedelta(hours=1)
 """After this, what an upload left that never came to its end is nobody's any more."""
 
-_LOOKS: Final = 50
-_BETWEEN_LOOKS_S: Final = 0.1
+_LOOKS: Final = 20
+_BETWEEN_LOOKS_S: Final = 0.05
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -62,7 +62,8 @@ async def rescan(files: Files, handler: Handler, pool: Pool, scanner: str) -> No
                 await handler.note_scan(one.ticket_id, one.id, infected)
             except (ScannerAway, StorageAway, Refusal, BrokenStream, MapperDeserialisationError) as error:
                 _log.warning("attachment.not_rescanned", attachment_id=str(one.id), error=repr(error))
-                if isinstance(error, ScannerAway) and not await asyncio.to_thread(answers, scanner):
+                away = isinstance(error, StorageAway) and not isinstance(error.__cause__, FileNotFoundError)
+                if away or (isinstance(error, ScannerAway) and not await asyncio.to_thread(answers, scanner)):
                     return
             else:
                 _log.info("attachment.rescanned", attachment_id=str(one.id), infected=infected)
@@ -98,16 +99,16 @@ async def sweep(storage: Storage, dsn: str, retention: timedelta, abandoned: tim
 
 
 async def _knows_all(connection: Connection) -> bool:
-    """Whether the read model has come to where the ledger is now, and nothing of it is parked."""
+    """Whether the read model has come to where the ledger is now, or does soon, and nothing of it is parked."""
     head: int = await connection.fetchval("select position from ledger.head")
     for _ in range(_LOOKS):
-        if await connection.fetchval(
-            """select c.position >= $2 from read_model.checkpoints c
+        position: int | None = await connection.fetchval(
+            """select c.position from read_model.checkpoints c
                where c.projection = $1 and not exists (select from read_model.parked p where p.projection = $1)""",
             ATTACHMENTS.name,
-            head,
-        ):
-            return True
+        )
+        if position is None or position >= head:
+            return position is not None
         await asyncio.sleep(_BETWEEN_LOOKS_S)
     return False
 

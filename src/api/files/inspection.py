@@ -10,8 +10,9 @@ import tarfile
 import zipfile
 import zlib
 from codecs import getincrementaldecoder
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from errno import EINVAL
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from tarfile import GNUTYPE_LONGNAME, GNUTYPE_SPARSE, SOLARIS_XHDTYPE, XGLTYPE, XHDTYPE, TarInfo
 from tempfile import TemporaryFile
@@ -63,8 +64,14 @@ _HEADERS_AN_ENTRY: Final = 3
 _LARGEST_HEADER: Final = 16 * 1024
 """Of what a tar archive may say of an entry; one that is larger is after our memory."""
 _ZIP_TAIL: Final = 22 + 65_535
+_ZIP64_TAIL: Final = 56 + 20
 _BYTES_AN_ENTRY: Final = 512
 _CONTROL: Final = bytes(sorted(set(range(32)) - {*b"\t\n\v\f\r\x1b"} | {127}))
+_ENCRYPTED: Final = 0x2041
+_UTF8: Final = 0x800
+_UNICODE_PATH: Final = 0x7075
+_BZIP2: Final = (b"1AY&SY", b"\x17rE8P\x90")
+"""How a block of bzip2 begins, and the end where there is none: BZh alone may be a word."""
 _SEALED: Final = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!\x1a\x07": "RAR",
@@ -144,7 +151,9 @@ def extension_of(filename: str) -> str:
 
 
 def _sniff(extension: str, head: bytes) -> None:
-    found = {match.extension for match in _matches(head)}
+    matches = list(_matches(head))
+    best = max((match.confidence for match in matches), default=0)
+    found = {match.extension for match in matches if match.confidence == best}
     if f".{extension}" not in found:
         raise WrongKind(f"its content is not what a .{extension} has{_hint(found)}")
 
@@ -223,7 +232,6 @@ class _Looking:
     def __init__(self, limits: Limits, allowed: int, folder: Path | None) -> None:
         self.limits = limits
         self.entries = limits.entries
-        self.headers = limits.entries * _HEADERS_AN_ENTRY
         self.bytes = allowed
         self.allowed = allowed
         self.folder = folder
@@ -255,7 +263,7 @@ class _Looking:
         head = stream.read(_HEAD)
         kind = _kind(head)
         sealed = next((name for magic, name in _SEALED.items() if head.startswith(magic)), None)
-        if sealed is not None and (sealed != "bzip2" or head[4:10] == b"1AY&SY"):
+        if sealed is not None and (sealed != "bzip2" or head[4:10] in _BZIP2):
             raise UnsafeArchive(f"a {sealed} archive is in it, which is not looked into; send it as a zip or tar.gz")
         if kind is None:
             while stream.read(_CHUNK):
@@ -283,30 +291,50 @@ class _Looking:
             infos = archive.infolist()
             if sum(info.file_size for info in infos) > self.bytes:
                 self.count(self.bytes + 1)
-            for info in infos:
-                self.entry(info.orig_filename)
-                if info.flag_bits & 0x2041:
+            end = 0
+            for info in sorted(infos, key=attrgetter("header_offset")):
+                self.entry(info.orig_filename, *_names_in(info.extra))
+                if info.header_offset < end:
+                    raise UnsafeArchive(f"{info.filename!r} in it overlaps with another entry")
+                if info.flag_bits & _ENCRYPTED:
                     raise UnsafeArchive(f"{info.filename!r} in it is encrypted")
                 if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise UnsafeArchive(f"{info.filename!r} in it is a link or a device")
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise UnsafeArchive(f"{info.filename!r} in it is compressed in a way that is not looked into")
-                if not info.is_dir():
-                    with archive.open(info) as stream:
-                        self.inside(_Counted(stream, self), depth)
+                end = self._zipped(file, info, depth)
             _check_document(archive, extension)
+
+    def _zipped(self, file: BinaryIO, info: zipfile.ZipInfo, depth: int) -> int:
+        """Look into one entry of a zip archive, as it is where it lies; returns where it ends."""
+        file.seek(info.header_offset)
+        source = _Source(file)
+        magic, _, flags, method, *_, name_length, extra_length = struct.unpack("<4s5H3L2H", source.take(30))
+        name, extra = source.take(name_length), source.take(extra_length)
+        kept = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+        if magic != b"PK\x03\x04" or method != info.compress_type or name != kept or flags & _ENCRYPTED:
+            raise UnsafeArchive(f"{info.filename!r} in it is something else than the table of contents says")
+        for other in _names_in(extra):
+            self._look_at_name(other)
+        content: _Readable = _Part(source, info.compress_size)
+        if method == zipfile.ZIP_DEFLATED:
+            content = _Inflated(content)
+        checked = _Checked(_Counted(content, self), info)
+        self.inside(checked, depth)
+        checked.finish()
+        return info.header_offset + 30 + len(name) + len(extra) + info.compress_size
 
     def _check_table(self, file: BinaryIO) -> None:
         """Look at how long the table of contents says it is, before somebody reads all of it into memory."""
         size = file.seek(0, 2)
-        file.seek(max(0, size - _ZIP_TAIL))
+        file.seek(max(0, size - _ZIP_TAIL - _ZIP64_TAIL))
         tail = file.read()
         at = tail.rfind(b"PK\x05\x06")
         if at < 0 or len(tail) < at + 22:
             raise UnsafeArchive("it has no table of contents: it was cut off")
-        if tail[at - 20 : at - 16] == b"PK\x06\x07":
-            raise UnsafeArchive("it is in the format for more than 4 GB or 65,535 entries")
         *_, entries, length, _, _ = struct.unpack("<4s4H2LH", tail[at : at + 22])
+        if tail[at - 20 : at - 16] == b"PK\x06\x07" and at >= _ZIP64_TAIL:
+            *_, entries, length, _ = struct.unpack("<4sQ2H2L4Q", tail[at - _ZIP64_TAIL : at - 20])
         if entries > self.entries or length > self.entries * _BYTES_AN_ENTRY:
             raise UnsafeArchive(f"more than {self.limits.entries:,} entries are in it")
         file.seek(0)
@@ -323,23 +351,26 @@ class _Looking:
 
     def tar(self, stream: _Readable, depth: int) -> None:
         """Look into a tar archive (POSIX.1-2001, pax), a header at a time; each is an entry, whatever it is for."""
-        source, name, size = _Source(stream), "", None
+        source, names, size, ahead = _Source(stream), list[str](), None, 0
         while (block := source.take(_BLOCK)).strip(b"\0"):
             header = TarInfo.frombuf(block, "utf-8", "surrogateescape")
             length = header.size if size is None else size
             if length < 0:
                 raise UnsafeArchive(f"{header.name!r} in it is less than nothing")
             if header.type in (GNUTYPE_LONGNAME, XHDTYPE, SOLARIS_XHDTYPE, XGLTYPE):
-                self.headers -= 1
-                if header.size > _LARGEST_HEADER or self.headers < 0:
+                ahead += 1
+                if header.size > _LARGEST_HEADER or ahead > _HEADERS_AN_ENTRY:
                     raise UnsafeArchive("a header in it is larger than headers are, or there are too many")
                 said = source.take(header.size, _BLOCK)
                 if header.type == GNUTYPE_LONGNAME:
-                    name = said.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                    names.append(said.rstrip(b"\0").decode("utf-8", "surrogateescape"))
                 elif header.type != XGLTYPE:
-                    name, size = _extended(said, name)
+                    further, size = _extended(said)
+                    names += further
+                elif _extended(said) != ([], None):
+                    raise UnsafeArchive("a header in it says of all entries what can be of one only")
                 continue
-            self.entry(header.name, name)
+            self.entry(header.name, *names)
             if not (header.isreg() or header.isdir()) or header.type == GNUTYPE_SPARSE:
                 raise UnsafeArchive(
                     f"{header.name!r} in it is a link, a device, sparse, or something that nobody knows"
@@ -349,7 +380,7 @@ class _Looking:
                 self.inside(content, depth)
                 content.skip()
                 source.take(-length % _BLOCK)
-            name, size = "", None
+            names, size, ahead = [], None, 0
         source.refuse_more()
 
 
@@ -382,6 +413,63 @@ class _Gzip:
                 self._member = None
             if data:
                 return data
+
+
+class _Inflated:
+    """What was deflated (RFC 1951), all of it and nothing behind it."""
+
+    def __init__(self, stream: _Readable) -> None:
+        self._stream = stream
+        self._compressed = b""
+        self._inflating: Any = zlib.decompressobj(wbits=-15)
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """At most so many bytes; none at the end. Raises zlib.error, EOFError, ValueError."""
+        while not self._inflating.eof:
+            if not self._compressed:
+                self._compressed = self._stream.read(_CHUNK)
+            data: bytes = self._inflating.decompress(self._compressed, size)
+            if not data and not self._compressed:
+                raise EOFError("it was cut off")
+            self._compressed = self._inflating.unconsumed_tail
+            if data:
+                return data
+        if self._inflating.unused_data or self._stream.read(1):
+            raise ValueError("there is something behind an entry")
+        return b""
+
+
+class _Checked:
+    """What an entry of a zip archive is, held against what the archive says that it is."""
+
+    def __init__(self, stream: _Readable, info: zipfile.ZipInfo) -> None:
+        self._stream = stream
+        self._info = info
+        self._size = 0
+        self._sum = 0
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """At most so many bytes."""
+        data = self._stream.read(size)
+        self._size += len(data)
+        self._sum = zlib.crc32(data, self._sum)
+        return data
+
+    def finish(self) -> None:
+        """Read what is left. Raises UnsafeArchive where it is not what the archive says."""
+        while self.read():
+            pass
+        if (self._size, self._sum) != (self._info.file_size, self._info.CRC):
+            raise UnsafeArchive(f"{self._info.filename!r} in it is not what the archive says that it is")
+
+
+def _names_in(extra: bytes) -> Iterator[str]:
+    """The names that an entry's extra fields give it, in Unicode (APPNOTE.TXT, 4.6.9)."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<2H", extra[:4])
+        if kind == _UNICODE_PATH:
+            yield extra[9 : 4 + length].decode("utf-8", "surrogateescape")
+        extra = extra[4 + length :]
 
 
 class _Counted:
@@ -453,9 +541,9 @@ class _Part:
             pass
 
 
-def _extended(said: bytes, name: str) -> tuple[str, int | None]:
-    """The name and size that an extended header gives the next entry. Raises UnsafeArchive, ValueError."""
-    size = None
+def _extended(said: bytes) -> tuple[list[str], int | None]:
+    """The names and size that an extended header gives the next entry. Raises UnsafeArchive, ValueError."""
+    names, size = list[str](), None
     while said:
         length, _, _ = said.partition(b" ")
         record, said = said[: int(length)], said[int(length) :]
@@ -465,10 +553,10 @@ def _extended(said: bytes, name: str) -> tuple[str, int | None]:
         if key.startswith(b"GNU.sparse"):
             raise UnsafeArchive("a sparse file is in it")
         if key == b"path":
-            name = value.decode("utf-8", "surrogateescape")
+            names.append(value.decode("utf-8", "surrogateescape"))
         if key == b"size":
             size = int(value)
-    return name, size
+    return names, size
 
 
 def _check_document(archive: zipfile.ZipFile, extension: str) -> None:

@@ -6,7 +6,7 @@ Deliberately absent: whether it is welcome (inspection.py, scanning.py).
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -20,13 +20,10 @@ from api.files.inspection import extension_of
 from api.files.storage import Storage, storage_errors
 from api.problems import InvalidRequest, Problem
 from api.requests import ApiRequest, header
-from tickets.errors import Refusal
 
 _PART: Final = "file"
 _LONGEST_NAME: Final = 255
-_LONGEST_ENDING: Final = 16 * 1024 * 1024
-"""So much is still read of a body that is refused, because who is still sending hears no answer."""
-_ENVELOPE: Final = 16 * 1024
+ENVELOPE: Final = 16 * 1024
 """What may be around the file in the body."""
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f\u0080-\u009f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Control characters, those that turn the direction of writing included: they make a name look like another."""
@@ -51,57 +48,30 @@ class Terms(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def received(
-    request: ApiRequest, storage: Storage, terms: Terms, considered: Callable[[], Awaitable[None]]
-) -> AsyncIterator[Received]:
-    """The file that the request brings, for as long as it is needed; first it is `considered` whether it may come.
+async def received(request: ApiRequest, storage: Storage, terms: Terms) -> AsyncIterator[Received]:
+    """The file that the request brings, for as long as it is needed.
 
-    Raises InvalidRequest, Problem, StorageAway, and what `considered` raises.
+    Raises InvalidRequest, Problem, StorageAway.
     """
-    body = _Body(request, terms.patience)
-    try:
-        await considered()
-        parser = _parser(request, terms.largest)
-        with _temporary(storage) as (path, file):
-            filename, size, digest = await _receive(body, parser, file, terms)
-            yield Received(path, file, filename, size, digest)
-    except (InvalidRequest, Problem, Refusal):
-        await body.drain()
-        raise
+    parser = _parser(request, terms.largest)
+    with _temporary(storage) as (path, file):
+        filename, size, digest = await _receive(_chunks(request, terms.patience), parser, file, terms)
+        yield Received(path, file, filename, size, digest)
 
 
-class _Body:
+async def _chunks(request: ApiRequest, patience: float) -> AsyncIterator[bytes]:
     """The request's body, as it comes."""
-
-    def __init__(self, request: ApiRequest, patience: float) -> None:
-        self._request = request
-        self._patience = patience
-        self._more = True
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while self._more:
-            try:
-                async with asyncio.timeout(self._patience):
-                    event: Any = await self._request.receive()
-            except TimeoutError:
-                self._more = False
-                raise InvalidRequest("body", f"nothing more came for {self._patience:g} s") from None
-            if event["type"] == "http.disconnect":
-                self._more = False
-                raise InvalidRequest("body", "the connection ended before it did")
-            self._more = event["more_body"]
-            yield event["body"]
-
-    async def drain(self) -> None:
-        """Read on for a while, so that whoever sends hears the answer."""
-        left = _LONGEST_ENDING
+    more = True
+    while more:
         try:
-            async for chunk in self.chunks():
-                left -= len(chunk)
-                if left < 0:
-                    return
-        except InvalidRequest:  # it ended: there is an answer already
-            return
+            async with asyncio.timeout(patience):
+                event: Any = await request.receive()
+        except TimeoutError:
+            raise InvalidRequest("body", f"nothing more came for {patience:g} s") from None
+        if event["type"] == "http.disconnect":
+            raise InvalidRequest("body", "the connection ended before it did")
+        more = event["more_body"]
+        yield event["body"]
 
 
 def _parser(request: ApiRequest, largest: int) -> PushMultipartParser:
@@ -109,7 +79,7 @@ def _parser(request: ApiRequest, largest: int) -> PushMultipartParser:
     if kind != "multipart/form-data":
         raise Problem("unsupported-media-type", f"Send multipart/form-data with the file as its part `{_PART}`.")
     length = header(request, b"content-length")
-    if length is not None and length.isdigit() and int(length) > largest + _ENVELOPE:
+    if length is not None and length.isdigit() and int(length) > largest + ENVELOPE:
         raise _too_large(largest)
     try:
         return PushMultipartParser(options.get("boundary", ""), max_segment_count=1, strict=True)
@@ -130,14 +100,18 @@ def _temporary(storage: Storage) -> Iterator[tuple[Path, BinaryIO]]:
             file.close()
 
 
-async def _receive(body: _Body, parser: PushMultipartParser, file: BinaryIO, terms: Terms) -> tuple[str, int, str]:
-    filename, size, digest = "", 0, sha256()
+async def _receive(
+    chunks: AsyncIterator[bytes], parser: PushMultipartParser, file: BinaryIO, terms: Terms
+) -> tuple[str, int, str]:
+    filename, size, digest, part = "", 0, sha256(), None
     try:
         with parser:
-            async for chunk in body.chunks():
-                for event in parser.parse(chunk) if chunk else ():
+            async for chunk in chunks:
+                if not chunk or (part is not None and part.complete and not chunk.strip(b"\r\n")):
+                    continue  # the end of the last line may come by itself
+                for event in parser.parse(chunk):
                     if isinstance(event, MultipartSegment):
-                        filename = _filename(event, terms)
+                        part, filename = event, _filename(event, terms)
                     elif event is not None:
                         size += len(event)
                         if size > terms.largest:

@@ -114,11 +114,10 @@ def _key(sha256: str) -> str:
 def _move_durably(file: Path, to: Path) -> None:
     """Move, so that it is there whole or not at all, whatever happens, and stays once this returns."""
     _flush(file)
-    if not to.parent.exists():
-        to.parent.mkdir(exist_ok=True, mode=0o700)
-        _flush(to.parent.parent)
+    to.parent.mkdir(exist_ok=True, mode=0o700)
     file.replace(to)
     _flush(to.parent)
+    _flush(to.parent.parent)  # somebody else may have made the folder and not have come to this yet
 
 
 def _flush(path: Path) -> None:

@@ -22,6 +22,7 @@ from tickets.connections import connected
 from tickets.values import Scan
 
 _INSPECTED_AT_ONCE: Final = 2
+_SCANNED_AT_ONCE: Final = 2
 _KEPT_AT_ONCE: Final = 4
 _CONTENT: Final = 0x636F6E74656E74
 """Sets the advisory locks on contents apart from others: "content", as a number."""
@@ -50,21 +51,26 @@ class Files:
         )
         self._places = settings.uploads_at_once
         self._inspecting = asyncio.Semaphore(_INSPECTED_AT_ONCE)
+        self._scanning = asyncio.Semaphore(_SCANNED_AT_ONCE)
         self._keeping = asyncio.Semaphore(_KEPT_AT_ONCE)
 
     @asynccontextmanager
-    async def taken(self, request: ApiRequest, considered: Callable[[], Awaitable[None]]) -> AsyncIterator[Attach]:
+    async def taken(
+        self, request: ApiRequest, considered: Callable[[Attach | None], Awaitable[None]]
+    ) -> AsyncIterator[Attach]:
         """What can be asked with the file that the request brings; its bytes are kept, and not removed meanwhile.
 
-        First it is `considered` whether it may come. Raises InvalidRequest, Problem, StorageAway, and what
-        `considered` raises.
+        It is `considered` whether it may come, before there is anything of it and once it is there. Raises
+        InvalidRequest, Problem, StorageAway, and what `considered` raises.
         """
         if not self._places:
             raise Problem("overloaded", "Too many files are coming in at the same time.")
         self._places -= 1
         try:
-            async with received(request, self.storage, self._terms, considered) as file:
+            await considered(None)
+            async with received(request, self.storage, self._terms) as file:
                 attach = await self._looked_at(file)
+                await considered(attach)
                 if attach.infected is not None:
                     yield attach
                     return
@@ -99,7 +105,8 @@ class Files:
         if self.scanner is None:
             return Scan.UNSCANNED, None
         try:
-            infected = await asyncio.to_thread(scan, self.scanner, file.file)
+            async with self._scanning:
+                infected = await asyncio.to_thread(scan, self.scanner, file.file)
         except ScannerAway as error:
             _log.warning("scanner.away", error=str(error), sha256=file.sha256)
             return Scan.QUARANTINED, None

@@ -23,7 +23,7 @@ from projections.comments import CommentView
 from tickets.errors import NotFound
 from tickets.values import Scan
 
-_RANGE: Final = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
+_RANGE: Final = re.compile(r"(?i:bytes)=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
 
 CONVERSATION_QUERIES: Final[dict[str, type[Struct]]] = {
     "listComments": PageQuery,
@@ -157,7 +157,8 @@ async def _chained(first: bytes = b"", rest: AsyncIterator[bytes] | None = None)
 def _part(request: ApiRequest, size: int, etag: str) -> tuple[int, int]:
     """What is asked for, from and up to but not including; all of it, where it is not one range (RFC 9110, 14.2)."""
     wanted = _RANGE.fullmatch(header(request, b"range") or "")
-    if wanted is None or header(request, b"if-range") not in (None, etag):
+    whole = wanted is None or header(request, b"if-range") not in (None, etag)
+    if wanted is None or whole or request.scope["state"].get("head"):
         return 0, size
     first, last = wanted["first"], wanted["last"]
     if not first and not last:
@@ -167,5 +168,5 @@ def _part(request: ApiRequest, size: int, etag: str) -> tuple[int, int]:
     if first and last and int(last) < int(first):
         return 0, size
     if start >= size or (not first and int(last) == 0):
-        raise Problem("range-not-satisfiable", f"The file has {size:,} bytes.")
+        raise Problem("range-not-satisfiable", f"The file has {size:,} bytes.", {"Content-Range": f"bytes */{size}"})
     return start, end
