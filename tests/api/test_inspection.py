@@ -14,7 +14,8 @@ from tempfile import TemporaryFile
 
 import pytest
 
-from api.files.inspection import TYPES, Limits, UnsafeArchive, WrongKind, extension_of, inspect
+from api.files.archives import Limits, UnsafeArchive
+from api.files.inspection import TYPES, WrongKind, extension_of, inspect
 from tests.api.hostile_files import (
     END,
     GOOD,

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from projections import beside, history, people, tickets
+from projections import attachments, beside, history, people, tickets
 from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
 from projections.runner import PROJECTIONS
 from projections.status import read_status
@@ -109,6 +109,24 @@ async def test_comments_are_the_same_after_a_rebuild_edited_and_deleted_ones_as_
         await compared(dsn, names=["comments"], swap=True)
 
 
+async def test_files_are_the_same_after_a_rebuild_those_that_wait_and_deleted_ones_as_well(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    made = await caught_up(ledger, owner, dsn, 8)
+    rows = await owner.fetch("table read_model.attachments order by 1")
+    kinds = {(row["waiting"], row["deleted_at"] is not None) for row in rows}
+    assert kinds == {(False, False), (False, True), (True, False), (True, True)}
+    waiting = await attachments.waiting(ledger.pool, 100)
+    there = await attachments.read(ledger.pool, made[7])
+    assert there.total == len(there.docs) == 3
+    for _ in range(2):
+        assert await attachments.waiting(ledger.pool, 100) == waiting
+        assert await attachments.read(ledger.pool, made[7]) == there
+        assert await owner.fetch("table read_model.attachments order by 1") == rows
+        await owner.execute("truncate read_model.attachments")
+        await compared(dsn, names=["attachments"], swap=True)
+
+
 async def test_read_models_that_are_empty_can_be_rebuilt(owner: Connection, dsn: str) -> None:
     found = await compared(dsn, swap=True)
     assert found == [Compared(name, 0, 0, 0, 0) for name in PROJECTIONS]
@@ -173,6 +191,33 @@ DRIFTS: dict[str, tuple[str, str, int, int]] = {
         "comments",
         1,
         0,
+    ),
+    "a file that nobody will scan": (
+        """update read_model.attachments set waiting = false where $1 <> '' and attachment_id =
+           (select attachment_id from read_model.attachments where waiting order by attachment_id limit 1)""",
+        "attachments",
+        1,
+        1,
+    ),
+    "a deleted file that is back": (
+        """update read_model.attachments set deleted_at = null where $1 <> '' and attachment_id =
+           (select attachment_id from read_model.attachments where deleted_at is not null order by 1 limit 1)""",
+        "attachments",
+        1,
+        1,
+    ),
+    "a file that is gone": (
+        """delete from read_model.attachments where $1 <> '' and attachment_id =
+           (select attachment_id from read_model.attachments order by attachment_id limit 1)""",
+        "attachments",
+        1,
+        0,
+    ),
+    "a count that is off": (
+        "update read_model.counts set n = n + 1 where $1 <> '' and scope = 'everybody' and value = 'INCIDENT'",
+        "counts",
+        1,
+        1,
     ),
     "entries that are gone": ("delete from read_model.history where position <= 3 and $1 <> ''", "history", 3, 0),
 }

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from projections import comments
+from projections import attachments, comments
 from projections.projection import LIVE
 from projections.rebuild import Compared, rebuild
 from projections.runner import LEADER, PROJECTIONS, Runner, catch_up_alone
@@ -20,16 +20,27 @@ from projections.tickets import document
 from tests.conftest import eventually
 from tests.tickets.test_ledger import NOON, SOMEBODY, assigned, created
 from tickets import mapper
-from tickets.commands import AddComment, Assign, ChangeStatus, Command, Create, DeleteComment, Edit, EditComment
+from tickets.commands import (
+    AddComment,
+    Assign,
+    Attach,
+    ChangeStatus,
+    Command,
+    Create,
+    DeleteComment,
+    Detach,
+    Edit,
+    EditComment,
+)
 from tickets.connections import Connection, connect
-from tickets.events import CommentAdded, Metadata, TicketEvent
+from tickets.events import AttachmentAdded, CommentAdded, Metadata, TicketEvent
 from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
 from tickets.lifecycle import Status
 from tickets.people import People
 from tickets.permissions import Actor, Assignee, Role
 from tickets.sla import Priority
-from tickets.values import Category
+from tickets.values import Category, Scan
 
 ADA = Actor(id=uuid4(), role=Role.ADMIN, username="ada", teams=("Mail",))
 ASKED = Asked(actor=ADA)
@@ -43,16 +54,19 @@ LIFE: Sequence[Command] = (
     ChangeStatus(status=Status.CLOSED),
 )
 
+CLEAN = Attach(filename="Größe.log", content_type="text/plain", size=7, sha256="11" * 32, scan=Scan.CLEAN)
+WAITING = replace(CLEAN, sha256="22" * 32, scan=Scan.QUARANTINED)
+
 TALK: Sequence[Sequence[Command]] = (
-    (AddComment(body="Since the upgrade"), AddComment(body="They upgraded?", internal=True)),
-    (EditComment(comment_id=UUID(int=0), body="Since the upgrade 🔥"),),
-    (AddComment(body="Ask them", internal=True), EditComment(comment_id=UUID(int=1), body="They did")),
-    (AddComment(body="Which upgrade?"), DeleteComment(comment_id=UUID(int=0))),
+    (AddComment(body="Since the upgrade"), AddComment(body="They upgraded?", internal=True), WAITING, CLEAN),
+    (EditComment(comment_id=UUID(int=0), body="Since the upgrade 🔥"), replace(CLEAN, infected="Eicar")),
+    (AddComment(body="Ask them", internal=True), EditComment(comment_id=UUID(int=1), body="They did"), CLEAN),
+    (AddComment(body="Which upgrade?"), DeleteComment(comment_id=UUID(int=0)), WAITING, WAITING),
     (EditComment(comment_id=UUID(int=2), body="Asked"), DeleteComment(comment_id=UUID(int=1))),
     (AddComment(body="Done"), EditComment(comment_id=UUID(int=4), body="All done")),
     (),
 )
-"""What is said after each command of LIFE; a comment's id is the how-manieth of the ticket it is."""
+"""What is said and attached after each command of LIFE; a comment's id is the how-manieth of the ticket it is."""
 SAID = {False: ["Which upgrade?", "All done"], True: ["Asked", "Which upgrade?", "All done"]}
 """What is left of it, without the internal comments and with them."""
 
@@ -69,17 +83,29 @@ async def live(ledger: Ledger, tickets: int) -> list[UUID]:
         await people.saw(Actor(id=uuid4(), role=Role.END_USER, teams=(f"team {number}",)))
         made = Create(title=f"Number {number}", description="…", category=Category.INCIDENT, affected_service="mail")
         ticket = (await handler.handle(made, None, ASKED)).ticket
-        said: list[UUID] = []
+        said, files = list[UUID](), list[UUID]()
         for command, talk in list(zip(LIFE, TALK, strict=True))[: number % (len(LIFE) + 1)]:
             await handler.handle(command, ticket.id, ASKED)
+            if command is LIFE[4]:
+                await look_at_files(handler, files, ticket.id)
             for words in talk:
                 if isinstance(words, EditComment | DeleteComment):
                     words = replace(words, comment_id=said[words.comment_id.int])  # noqa: PLW2901 - the same, about it
                 facts = (await handler.handle(words, ticket.id, ASKED)).facts
                 said += [fact.comment_id for fact in facts if isinstance(fact, CommentAdded)]
+                files += [fact.attachment_id for fact in facts if isinstance(fact, AttachmentAdded)]
         return ticket.id
 
     return await asyncio.gather(*(one(number) for number in range(tickets)))
+
+
+async def look_at_files(handler: Handler, files: Sequence[UUID], ticket_id: UUID) -> None:
+    """Of those that wait, one is clean, one is not, and the last is taken away, as is one that did not wait."""
+    first, second, _, fourth, last = files
+    await handler.note_scan(ticket_id, first, None)
+    await handler.note_scan(ticket_id, fourth, "Eicar")
+    for gone in (second, last):
+        await handler.handle(Detach(attachment_id=gone), ticket_id, ASKED)
 
 
 @asynccontextmanager
@@ -158,6 +184,9 @@ async def test_the_runner_catches_up_with_what_is_there_and_with_what_comes(
         for internal in (False, True):
             read = await comments.read(ledger.pool, ticket_id, internal=internal, page_size=100)
             assert read.total == len(read.docs) == ticket.public_comments + ticket.internal_comments * internal
+        files = sorted(ticket.attachments.items(), key=lambda item: item[1].version)
+        there = await attachments.read(ledger.pool, ticket_id, page_size=100)
+        assert there.docs == [attachments.encode(attachments.view(one, ticket_id, file)) for one, file in files]
     entries = await owner.fetch(
         "select entry from read_model.history where ticket_id = $1 order by position", tickets[7]
     )

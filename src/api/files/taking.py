@@ -10,7 +10,8 @@ from typing import Final
 
 import structlog
 
-from api.files.inspection import Limits, UnsafeArchive, WrongKind, extension_of, inspect
+from api.files.archives import Limits, UnsafeArchive
+from api.files.inspection import WrongKind, extension_of, inspect
 from api.files.receiving import Received, Terms, received
 from api.files.scanning import ScannerAway, scan
 from api.files.storage import Storage
