@@ -15,7 +15,7 @@ _LONGEST: Final = 16 * 1024 * 1024
 def after_its_body(app: Asgi, *, longest: int, patience: float) -> Asgi:
     """The application, whose refusals wait for what is left of the request.
 
-    For `longest` bytes where that is all there are, as was said beforehand; at most `patience` seconds for more.
+    For `longest` bytes where that is all there are, as was said beforehand; at most `patience` seconds.
     """
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -38,13 +38,12 @@ def after_its_body(app: Asgi, *, longest: int, patience: float) -> Asgi:
         async def _drain(headers: Any) -> None:
             length = dict(headers).get(b"content-length", b"")
             left = longest if length.isdigit() and int(length) <= longest else _LONGEST
-            while more and left > 0:
-                try:
-                    async with asyncio.timeout(patience):
-                        event = await received()
-                except TimeoutError:
-                    return
-                left -= len(event.get("body", b""))
+            try:
+                async with asyncio.timeout(patience):
+                    while more and left > 0:
+                        left -= len((await received()).get("body", b""))
+            except TimeoutError:
+                return
 
         await app(scope, received, sent)
 

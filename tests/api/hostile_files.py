@@ -600,6 +600,11 @@ def _bombs() -> Iterable[tuple[str, tuple[str, bytes]]]:
     yield "zip with 20,000 entries", ("a.zip", crowded(20_000))
     yield "zip with 2,001 entries in two", ("a.zip", zip_of(("a.zip", crowded(1_000)), ("b.zip", crowded(1_000))))
     yield "zip with 2,001 entries that says one", ("a.zip", zipped(*[Entry(b"a")] * 2_001, says_entries=1))
+    yield "two zips one behind the other", ("a.zip", zipped(Entry(b"../x", b"b")) + zipped(Entry(b"a", b"b")))
+    yield (
+        "zip with something before its first entry",
+        ("a.zip", zipped(Entry(b"a", b"b"), before=b"PK\3\4" + bytes(99))),
+    )
     yield "zip with 5,000 entries by zip64", ("a.zip", long_table(5_000))
     yield "zip with 20,000 entries by zip64", ("a.zip", long_table(20_000))
     yield "zip with 20,000 entries by zip64 and the longest comment", ("a.zip", long_table(20_000, b"x" * 65_535))

@@ -587,6 +587,25 @@ def test_who_pauses_too_long_is_told_so(desk: Desk) -> None:
 
 
 @pytest.mark.usefixtures("unchanged")
+def test_who_sends_a_byte_at_a_time_does_not_have_a_place_for_ever(desk: Desk) -> None:
+    began = time.monotonic()
+    with Wire(desk) as wire:
+        wire.says(head(desk, "Content-Length: 5000") + form(b"never seen\n" * 100)[:100])
+        while time.monotonic() - began < PATIENCE_S + 3 and len(desk.incoming()):
+            wire.says(b"x")
+            time.sleep(PATIENCE_S / 5)
+    assert time.monotonic() - began < PATIENCE_S + 2
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_an_epilogue_without_end_is_refused(desk: Desk) -> None:
+    pieces = [form(b"never seen\n"), *[b"\r\n" * 100_000] * 20]
+    with Wire(desk) as wire:
+        wire.says(head(desk, "Transfer-Encoding: chunked") + chunked(*pieces))
+        assert_problem(wire.hears(), MALFORMED)
+
+
+@pytest.mark.usefixtures("unchanged")
 def test_a_whole_form_in_a_body_that_is_longer_is_waited_for_and_refused(desk: Desk) -> None:
     body = form(b"never seen\n")
     assert_problem(heard(desk, body, f"Content-Length: {len(body) + 9}"), MALFORMED)

@@ -25,12 +25,15 @@ _HEAD: Final = 512
 _BLOCK: Final = 512
 _LONGEST_NAME: Final = 4_096
 _HEADERS_AN_ENTRY: Final = 3
+_HEADERS: Final = 4 * 1024 * 1024
 _LARGEST_HEADER: Final = 16 * 1024
 """Of what a tar archive may say of an entry; one that is larger is after our memory."""
 _ZIP_TAIL: Final = 22 + 65_535
 _ZIP64_TAIL: Final = 56 + 20
 _BYTES_AN_ENTRY: Final = 512
 _ENCRYPTED: Final = 0x2041
+_DESCRIBED: Final = 0x8
+_LONGEST_DESCRIPTION: Final = 24
 _UTF8: Final = 0x800
 _UNICODE_PATH: Final = 0x7075
 _BZIP2: Final = (b"1AY&SY", b"\x17rE8P\x90")
@@ -122,6 +125,7 @@ class _Looking:
     def __init__(self, limits: Limits, allowed: int, folder: Path | None) -> None:
         self.limits = limits
         self.entries = limits.entries
+        self.headers = _HEADERS
         self.bytes = allowed
         self.allowed = allowed
         self.folder = folder
@@ -181,18 +185,25 @@ class _Looking:
             infos = archive.infolist()
             if sum(info.file_size for info in infos) > self.bytes:
                 self.count(self.bytes + 1)
-            end = 0
+            end, described = 0, False
             for info in sorted(infos, key=attrgetter("header_offset")):
                 self.entry(info.orig_filename, *_names_in(info.extra))
-                if info.header_offset < end:
-                    raise UnsafeArchive(f"{info.filename!r} in it overlaps with another entry")
+                self._follows(info.header_offset - end, described)
                 if info.flag_bits & _ENCRYPTED:
                     raise UnsafeArchive(f"{info.filename!r} in it is encrypted")
                 if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise UnsafeArchive(f"{info.filename!r} in it is a link or a device")
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise UnsafeArchive(f"{info.filename!r} in it is compressed in a way that is not looked into")
-                end = self._zipped(file, info, depth)
+                end, described = self._zipped(file, info, depth), bool(info.flag_bits & _DESCRIBED)
+            self._follows(archive.start_dir - end, described)
+
+    def _follows(self, gap: int, described: bool) -> None:  # noqa: FBT001 - a flag of the archive's
+        """See to it that one thing comes after the other, but for a description where there is one."""
+        if gap < 0 or gap > (_LONGEST_DESCRIPTION if described else 0):
+            raise UnsafeArchive(
+                "entries overlap in it, or there is something between them that its table does not name"
+            )
 
     def _zipped(self, file: BinaryIO, info: zipfile.ZipInfo, depth: int) -> int:
         """Look into one entry of a zip archive, as it is where it lies; returns where it ends."""
@@ -248,7 +259,8 @@ class _Looking:
                 raise UnsafeArchive(f"{header.name!r} in it is less than nothing")
             if header.type in (GNUTYPE_LONGNAME, XHDTYPE, SOLARIS_XHDTYPE, XGLTYPE):
                 ahead += 1
-                if header.size > _LARGEST_HEADER or ahead > _HEADERS_AN_ENTRY:
+                self.headers -= header.size
+                if self.headers < 0 or header.size > _LARGEST_HEADER or ahead > _HEADERS_AN_ENTRY:
                     raise UnsafeArchive("a header in it is larger than headers are, or there are too many")
                 said = source.take(header.size, _BLOCK)
                 if header.type == GNUTYPE_LONGNAME:

@@ -23,6 +23,8 @@ from api.requests import ApiRequest, header
 
 _PART: Final = "file"
 _LONGEST_NAME: Final = 255
+_SLOWEST: Final = 10_000
+"""Bytes a second; fewer only for as long as an upload may pause."""
 ENVELOPE: Final = 16 * 1024
 """What may be around the file in the body."""
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f\u0080-\u009f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -60,17 +62,18 @@ async def received(request: ApiRequest, storage: Storage, terms: Terms) -> Async
 
 
 async def _chunks(request: ApiRequest, patience: float) -> AsyncIterator[bytes]:
-    """The request's body, as it comes."""
-    more = True
+    """The request's body, as it comes; whoever sends it a little at a time does not have a place for ever."""
+    more, deadline = True, asyncio.get_running_loop().time()
     while more:
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience), asyncio.timeout_at(deadline + patience):
                 event: Any = await request.receive()
         except TimeoutError:
-            raise InvalidRequest("body", f"nothing more came for {patience:g} s") from None
+            raise InvalidRequest("body", f"nothing more came for {patience:g} s, or too little") from None
         if event["type"] == "http.disconnect":
             raise InvalidRequest("body", "the connection ended before it did")
         more = event["more_body"]
+        deadline += len(event["body"]) / _SLOWEST
         yield event["body"]
 
 
@@ -103,13 +106,14 @@ def _temporary(storage: Storage) -> Iterator[tuple[Path, BinaryIO]]:
 async def _receive(
     chunks: AsyncIterator[bytes], parser: PushMultipartParser, file: BinaryIO, terms: Terms
 ) -> tuple[str, int, str]:
-    filename, size, digest, part = "", 0, sha256(), None
+    filename, size, digest, part, came = "", 0, sha256(), None, 0
     try:
         with parser:
             async for chunk in chunks:
-                if not chunk or (part is not None and part.complete and not chunk.strip(b"\r\n")):
-                    continue  # the end of the last line may come by itself
-                for event in parser.parse(chunk):
+                came += len(chunk)
+                if part is not None and part.complete and not chunk.strip(b"\r\n"):
+                    chunk = b""  # noqa: PLW2901 - the end of the last line may come by itself
+                for event in parser.parse(chunk) if chunk else ():
                     if isinstance(event, MultipartSegment):
                         part, filename = event, _filename(event, terms)
                     elif event is not None:
@@ -119,6 +123,8 @@ async def _receive(
                         digest.update(event)
                         with storage_errors():
                             file.write(event)
+                if came - size > ENVELOPE:
+                    raise InvalidRequest("body", f"has more than {ENVELOPE:,} bytes around the file")
     except MultipartError as error:
         raise InvalidRequest("body", f"is not multipart/form-data with one part `{_PART}`: {error}") from None
     if not filename:
