@@ -16,8 +16,11 @@ from tickets.events import CommentAdded, CommentDeleted, CommentEdited, Created,
 LOOKED_AT: Final = 200
 """Of what many texts have, so many tickets are ranked, and counted: the newest that fit the filters as well."""
 
-_COMMON: Final = 2_500
-"""In how many texts words must be to count as common; looking all of those up takes longer than asking the tickets."""
+FEW: Final = 1_000
+"""So many texts are looked up, whatever else it might be."""
+
+_ASKED: Final = 2.0
+"""How much longer it takes to ask a ticket whether it has the words than to look one up that is known to have them."""
 
 _SNIPPETS: Final = 3
 _MARK: Final = ("\ue000", "\ue001")
@@ -51,10 +54,16 @@ TEXTS: Final = Projection(
 )
 
 
-async def is_common(pool: Pool, q: str) -> bool:
-    """Whether so many texts have what is asked for that looking all of them up would take too long."""
-    expected: int = await pool.fetchval("select read_model.texts_expected(websearch_to_tsquery('english', $1))", q)
-    return expected > _COMMON
+async def expected(pool: Pool, q: str) -> int:
+    """How many texts have what is asked for, as the database expects."""
+    texts: int = await pool.fetchval("select read_model.texts_expected(websearch_to_tsquery('english', $1))", q)
+    return texts
+
+
+def is_common(texts: int, *, fitting: int, tickets: int) -> bool:
+    """Whether looking up so many texts takes longer than asking the tickets, of which so many fit the filters."""
+    asked = min(fitting, LOOKED_AT * tickets / max(texts, 1))
+    return asked * _ASKED < texts
 
 
 async def snippets(pool: Pool, ticket_ids: Sequence[UUID], q: str, *, internal: bool) -> dict[UUID, list[str]]:

@@ -5,6 +5,7 @@ depends on the moment of asking, so the moment from which on it is kept beside, 
 flag. Deliberately absent: who may see what; the edge says that by what it asks for.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +17,7 @@ from msgspec import Meta, Struct
 
 from projections.cursors import BadCursor, Moment, cursor_after, read_cursor
 from projections.projection import Projection, Row, Step
-from projections.texts import LOOKED_AT, is_common, snippets
+from projections.texts import FEW, LOOKED_AT, expected, is_common, snippets
 from tickets.connections import Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority, breach_at
@@ -288,7 +289,8 @@ async def search(
     source, hits, countable = f"read_model.tickets where {where}", "null::bigint", TOTALS_EXACT_UPTO
     if wanted.q is not None:
         arguments.append(wanted.q)
-        if await is_common(pool, wanted.q):
+        texts = await expected(pool, wanted.q)
+        if texts > FEW and is_common(texts, **await _expected(pool, where, arguments[:-1])):
             source = _asked_one_by_one(where, len(arguments), wanted, ranked=sort is Sort.RELEVANCE)
             countable = LOOKED_AT
         else:
@@ -332,6 +334,16 @@ async def search(
         total_is_exact=total <= countable,
         next_cursor=cursor_after((sort, descending, rows[-1][4], rows[-1][5])) if more else None,
     )
+
+
+async def _expected(pool: Pool, where: str, arguments: Sequence[Any]) -> dict[str, int]:
+    """How many tickets fit, and how many there are, as the database expects."""
+    plan = await pool.fetchval(f"explain (format json) select from read_model.tickets where {where}", *arguments)
+    rows: int = json.loads(plan)[0]["Plan"]["Plan Rows"]
+    all_: int = await pool.fetchval(
+        "select greatest(reltuples, 0)::bigint from pg_class where oid = 'read_model.tickets'::regclass"
+    )
+    return {"fitting": rows, "tickets": all_}
 
 
 def _looked_up(where: str, q: int, wanted: Filter) -> str:

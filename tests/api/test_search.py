@@ -264,8 +264,9 @@ async def test_a_common_word_is_ranked_among_the_newest_and_said_to_have_more(
         await eventually(lambda: level(owner))
     rare = await search(ledger.pool, Filter(q="flurb"), sort=Sort.RELEVANCE)
     assert (len(rare.docs), rare.total, rare.total_is_exact) == (12, 12, True)
-    monkeypatch.setattr(texts, "_COMMON", 0)
-    assert await texts.is_common(ledger.pool, "flurb")
+    monkeypatch.setattr("projections.tickets.FEW", 0)
+    monkeypatch.setattr(texts, "_ASKED", 0)
+    assert texts.is_common(await texts.expected(ledger.pool, "flurb"), fitting=12, tickets=12)
     for sort in (Sort.RELEVANCE, Sort.CREATED_AT):
         common = await search(ledger.pool, Filter(q="flurb"), sort=sort)
         assert sorted(common.docs) == sorted(rare.docs)
@@ -274,3 +275,17 @@ async def test_a_common_word_is_ranked_among_the_newest_and_said_to_have_more(
     for sort in (Sort.RELEVANCE, Sort.CREATED_AT):
         some = await search(ledger.pool, Filter(q="flurb"), sort=sort, page_size=5)
         assert (len(some.docs), some.total, some.total_is_exact) == (5, 10, False)
+
+
+@pytest.mark.parametrize(
+    ("having", "fitting", "common"),
+    [
+        (1_500, 100_000, False),  # one ticket in sixty has it: thousands would have to be asked
+        (3_000, 100_000, False),
+        (20_000, 100_000, True),  # every fifth: the first thousand asked have enough
+        (3_000, 100, True),  # whoever asks for few tickets has them asked, all of them
+        (1_100, 900, False),
+    ],
+)
+def test_what_takes_less_is_done(having: int, fitting: int, common: bool) -> None:  # noqa: FBT001 - a column
+    assert texts.is_common(having, fitting=fitting, tickets=100_000) is common
