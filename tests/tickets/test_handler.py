@@ -545,7 +545,7 @@ async def attached(handler: Handler, ticket_id: UUID, outcome: str = "clean") ->
     return added.attachment_id
 
 
-@pytest.mark.parametrize(("first", "second"), permutations(OUTCOMES, 2))
+@pytest.mark.parametrize(("first", "second"), list(permutations(OUTCOMES, 2)))
 async def test_a_file_sent_again_with_its_key_gets_the_first_answer_whatever_is_known_of_it_by_now(
     two: tuple[Handler, Handler], ledger: Ledger, first: str, second: str
 ) -> None:
