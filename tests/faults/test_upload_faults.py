@@ -7,6 +7,7 @@ other.
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,7 +29,7 @@ from tests.tickets.test_integrity import verified
 from tickets.connections import Connection
 from tickets.permissions import Role
 
-CLIENTS, KILLS = 8, 6
+CLIENTS, KILLS = 8, int(os.environ.get("UPLOAD_KILLS", "3"))
 SIZES = (100, 30_000, 400_000, 1_500_000)
 COMMON = [text(size) for size in SIZES]
 """Contents that several attach at the same time."""
