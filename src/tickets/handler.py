@@ -125,13 +125,8 @@ class Handler:
 
         What was done before with the same key is not refused, whatever happened since. Raises as `handle`.
         """
-        if asked.key is not None:
-            command_id, fingerprint = _identified(command, ticket_id, asked)
-            first = await self._ledger.outcome(command_id)
-            if first is not None:
-                if whole and first.fingerprint != fingerprint:
-                    raise IdempotencyKeyReused
-                return
+        if await self._was_done(command, ticket_id, asked, whole=whole):
+            return
         ticket = await self._refreshed(ticket_id, self._cache.get(ticket_id))
         try:
             decide(
@@ -144,7 +139,18 @@ class Handler:
                 if_match=asked.if_match,
             )
         except Refusal as refusal:
-            raise await self._explained(refusal, ticket_id, asked) from None
+            if not await self._was_done(command, ticket_id, asked, whole=whole):  # by now
+                raise await self._explained(refusal, ticket_id, asked) from None
+
+    async def _was_done(self, command: Change, ticket_id: UUID, asked: Asked, *, whole: bool) -> bool:
+        """Whether there is an outcome for the key. Raises IdempotencyKeyReused where it is one of something else."""
+        if asked.key is None:
+            return False
+        command_id, fingerprint = _identified(command, ticket_id, asked)
+        first = await self._ledger.outcome(command_id)
+        if first is not None and whole and first.fingerprint != fingerprint:
+            raise IdempotencyKeyReused
+        return first is not None
 
     async def note_scan(self, ticket_id: UUID, attachment_id: UUID, infected: str | None) -> None:
         """Note what the virus scanner says of a file that waited for it. Raises TooContended, as Ledger.append."""

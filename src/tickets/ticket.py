@@ -329,7 +329,7 @@ def _attached(ticket: Ticket, version: int, at: datetime, fact: AttachmentFact) 
             return ticket.attachments.delete(fact.attachment_id)
         case AttachmentScanned():
             assert known is not None  # noqa: S101 - for the type checker; it was looked for above
-            scan = Scan.QUARANTINED if fact.infected else Scan.CLEAN
+            scan = Scan.CLEAN if fact.infected is None else Scan.QUARANTINED
             return ticket.attachments.set(fact.attachment_id, replace(known, scan=scan, infected=fact.infected))
         case _:
             assert_never(fact)

@@ -1,5 +1,6 @@
 """Files as facts: what the write side takes of them, and what the read models make of it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -97,6 +98,18 @@ async def test_what_would_be_refused_can_be_known_before_there_is_a_file(handler
         await handler.consider(WAITING, ticket_id, Asked(actor=ADA, key="one"), whole=True)
     with pytest.raises(TicketDeleted):
         await handler.consider(A_FILE, ticket_id, Asked(actor=ADA, key="two"), whole=True)
+
+
+async def test_what_is_done_meanwhile_with_the_same_key_is_not_refused_beforehand(handler: Handler) -> None:
+    ticket_id = await a_ticket(handler)
+    for number in range(30):
+        ticket = await handler.ticket(ticket_id)
+        assert ticket is not None
+        asked = Asked(actor=ADA, key=f"{number}", if_match=frozenset({ticket.version}))
+        await asyncio.gather(
+            handler.handle(A_FILE, ticket_id, asked),
+            *(handler.consider(A_FILE, ticket_id, asked, whole=whole) for whole in (True, False) * 4),
+        )
 
 
 async def test_a_file_is_taken_away_by_who_brought_it_or_who_may_update_the_ticket(handler: Handler) -> None:
