@@ -14,7 +14,7 @@ import sys
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
 from typing import Final
 from uuid import UUID
@@ -22,10 +22,9 @@ from uuid import UUID
 import msgspec
 import uvloop
 from msgspec import Struct
-from msgspec.structs import replace
 
 from projections.projection import BESIDE, LIVE, Projection, Row, Step, summed
-from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, step_of
+from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, rows_of_stream, step_of
 from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
 
@@ -236,43 +235,21 @@ def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tupl
             except INDIGESTIBLE as error:
                 given_up += [(name, stream_id, raw.position, f"{raw.topic}: {error!r}") for name in wanted]
                 break
-        kinds = {type(step.fact) for step in steps}
-        for name, one in wanted.items():
-            if one.about is not None and one.about.isdisjoint(kinds):
-                continue
-            try:
-                rows[name] += _newest(one, steps)
-            except Exception:  # noqa: BLE001 - the stream is gone through again, fact by fact, to park it at the one
-                made, error_at = _until_error(one, steps)
+        if steps:
+            for name, one in wanted.items():
+                made, error_at = rows_of_stream(one, steps)
                 rows[name] += _standing(one, made)
-                given_up.append((name, stream_id, *error_at))
+                if error_at is not None:
+                    given_up.append((name, stream_id, *error_at))
     for name, one in wanted.items():
         if one.sums:
             rows[name] = summed(rows[name])
     return rows, given_up
 
 
-def _newest(one: Projection, steps: list[Step]) -> Sequence[Row]:
-    if one.one_a_stream:
-        return one.rows(steps[-1]) if steps else ()
-    if one.sums:  # what all steps add comes to what the last one is
-        return one.rows(replace(steps[-1], before=None)) if steps else ()
-    return _standing(one, list(chain.from_iterable(map(one.rows, steps))))
-
-
-def _standing(one: Projection, rows: list[Row]) -> list[Row]:
+def _standing(one: Projection, rows: Sequence[Row]) -> Sequence[Row]:
     """Those rows of a stream that no later one replaces."""
-    return list({row[0]: row for row in rows}.values()) if one.newest_only else rows
-
-
-def _until_error(one: Projection, steps: list[Step]) -> tuple[list[Row], tuple[int, str]]:
-    made: list[Row] = []
-    for step in steps:
-        try:
-            made += one.rows(step)
-        except Exception as error:  # noqa: BLE001 - as above
-            return made, (step.envelope.position, f"{step.fact.TOPIC}: {error!r}")
-    raise AssertionError("a projection made rows of a stream that it had just refused")
+    return list({row[0]: row for row in rows}.values()) if one.newest_only and len(rows) > 1 else rows
 
 
 if __name__ == "__main__":

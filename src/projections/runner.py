@@ -10,6 +10,7 @@ Deliberately absent: what the rows are (the projections), and making tables anew
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 from time import monotonic
 from typing import Final, cast
 from uuid import UUID
@@ -18,6 +19,7 @@ import asyncpg
 import structlog
 from cachetools import LRUCache
 from eventsourcing.persistence import Tracking
+from msgspec.structs import replace
 
 from projections.attachments import ATTACHMENTS
 from projections.comments import COMMENTS
@@ -146,30 +148,60 @@ def rows_of(
     rows: dict[str, list[Row]] = {name: [] for name in positions}
     given_up: list[Parked] = []
 
-    def park(name: str, raw: Raw, error: Exception) -> None:
-        if (name, raw.stream_id) not in parked:
-            parked.add((name, raw.stream_id))
-            given_up.append((name, raw.stream_id, raw.position, f"{raw.topic}: {error!r}"))
+    def park(name: str, stream_id: UUID, position: int, reason: str) -> None:
+        parked.add((name, stream_id))
+        given_up.append((name, stream_id, position, reason))
 
+    streams: dict[UUID, list[Step]] = {}
+    broken: list[tuple[Raw, Exception]] = []
     for raw in batch:
         try:
             step = fold.step(raw)
         except INDIGESTIBLE as error:
-            for name in positions:
-                if raw.position > positions[name]:
-                    park(name, raw, error)
-            continue
+            broken.append((raw, error))
+        else:
+            streams.setdefault(raw.stream_id, []).append(step)
+    for stream_id, steps in streams.items():
         for name, position in positions.items():
-            if raw.position <= position or (name, raw.stream_id) in parked:
-                continue
-            one = PROJECTIONS[name]
-            if one.about is not None and type(step.fact) not in one.about:
-                continue
-            try:
-                rows[name].extend(one.rows(step))
-            except Exception as error:  # noqa: BLE001 - one fact must not stop the rest; it is parked and shown
-                park(name, raw, error)
+            following = steps if steps[0].envelope.position > position else _after(steps, position)
+            if following and (name, stream_id) not in parked:
+                made, error_at = rows_of_stream(PROJECTIONS[name], following)
+                rows[name] += made
+                if error_at is not None:
+                    park(name, stream_id, *error_at)
+    for raw, why in broken:
+        for name, position in positions.items():
+            if raw.position > position and (name, raw.stream_id) not in parked:
+                park(name, raw.stream_id, raw.position, f"{raw.topic}: {why!r}")
     return rows, given_up
+
+
+def rows_of_stream(one: Projection, steps: Sequence[Step]) -> tuple[Sequence[Row], tuple[int, str] | None]:
+    """The rows that stand after some steps of one stream, and where and why it came no further, if it did not."""
+    if one.about is not None and one.about.isdisjoint({type(step.fact) for step in steps}):
+        return (), None
+    try:
+        if one.one_a_stream:
+            return one.rows(steps[-1]), None
+        if one.sums:  # what all steps add is the difference between the first and the last
+            return one.rows(replace(steps[-1], before=steps[0].before)), None
+        return list(chain.from_iterable(map(one.rows, steps))), None
+    except Exception:  # noqa: BLE001 - one fact must not stop the rest: they are gone through again, one by one
+        return _until_error(one, steps)
+
+
+def _until_error(one: Projection, steps: Sequence[Step]) -> tuple[list[Row], tuple[int, str]]:
+    made: list[Row] = []
+    for step in steps:
+        try:
+            made += one.rows(step)
+        except Exception as error:  # noqa: BLE001 - it is parked at this one, and shown
+            return made, (step.envelope.position, f"{step.fact.TOPIC}: {error!r}")
+    raise AssertionError("a projection made rows of a stream that it had just refused")
+
+
+def _after(steps: Sequence[Step], position: int) -> list[Step]:
+    return [step for step in steps if step.envelope.position > position]
 
 
 class Runner:
