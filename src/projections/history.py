@@ -29,7 +29,6 @@ from tickets.events import (
     CommentAdded,
     CommentDeleted,
     CommentEdited,
-    CommentFact,
     Created,
     Deleted,
     DueDatesMoved,
@@ -91,6 +90,11 @@ ACTIONS: Final[dict[type[Fact], Action]] = {
     AttachmentRefused: Action.UPDATE,
 }
 """The action of each fact about a ticket."""
+
+
+_ABOUT_FILES: Final = (AttachmentAdded, AttachmentDeleted, AttachmentScanned, AttachmentRefused)
+_ABOUT_COMMENTS: Final = (CommentAdded, CommentEdited, CommentDeleted)
+"""As tuples: asking after a union takes thrice as long, and every fact is asked."""
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -166,13 +170,13 @@ def entry(fact: Fact, envelope: Envelope, before: Ticket | None, after: Ticket) 
     if about.source is not None:
         metadata["source"] = about.source
     reason = getattr(fact, "reason", None)
-    if isinstance(fact, AttachmentFact):
+    if isinstance(fact, _ABOUT_FILES):
         metadata |= _of_attachment(fact)
         if (change := _change_of_attachment(fact)) is not None:
             different.append(change)
         if isinstance(fact, AttachmentRefused):
             reason = f"{fact.filename} was not taken: {fact.infected} is in it"
-    elif isinstance(fact, CommentFact):
+    elif isinstance(fact, _ABOUT_COMMENTS):
         metadata |= {"comment_id": fact.comment_id, "internal": fact.internal}
         old = None if isinstance(fact, CommentAdded) else fact.previous
         different.append(Change("comment", old, None if isinstance(fact, CommentDeleted) else fact.body))
