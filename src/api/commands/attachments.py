@@ -8,14 +8,13 @@ from uuid import UUID
 
 from litestar import Response, delete, post
 
-from api.commands.handling import COMMAND, about, handled
+from api.commands.handling import COMMAND, about, handled, ticket_of
 from api.openapi import answers
 from api.problems import Problem
 from api.requests import Answer, ApiRequest, asked, installation, no_body
 from projections import attachments
 from projections.attachments import AttachmentView
 from tickets.commands import Attach, Detach
-from tickets.errors import NotFound
 from tickets.events import AttachmentAdded, AttachmentRefused
 
 _SOME_FILE: Final = Attach(filename="", content_type="", size=0, sha256="")
@@ -58,13 +57,7 @@ async def add_attachment(request: ApiRequest, ticket_id: UUID) -> Answer:
 async def delete_attachment(request: ApiRequest, attachment_id: UUID) -> Response[None]:
     """Take a file away: one's own, or of a ticket that one may update."""
     await no_body(request)
-    served = installation(request)
-    ticket_id = await attachments.ticket_of(served.ledger.pool, attachment_id)
-    if ticket_id is None:
-        await served.freshness.wait_for(served.ledger.newest, served.settings.freshness_timeout_ms / 1000)
-        ticket_id = await attachments.ticket_of(served.ledger.pool, attachment_id)
-    if ticket_id is None:
-        raise NotFound
+    ticket_id = await ticket_of(request, attachments.ticket_of, attachment_id)
     answer = await handled(request, Detach(attachment_id=attachment_id), ticket_id)
     return Response(None, status_code=204, headers=about(request, answer))
 

@@ -9,13 +9,12 @@ from uuid import UUID
 from litestar import Response, delete, post, put
 from msgspec import Struct
 
-from api.commands.handling import COMMAND, about, handled
+from api.commands.handling import COMMAND, about, handled, ticket_of
 from api.openapi import answers
-from api.requests import Answer, ApiRequest, body, installation, no_body
+from api.requests import Answer, ApiRequest, body, no_body
 from projections import comments
 from projections.comments import CommentView
 from tickets.commands import AddComment, DeleteComment, EditComment
-from tickets.errors import NotFound
 from tickets.events import CommentAdded
 from tickets.handler import Answer as Handled
 from tickets.values import CommentBody
@@ -55,7 +54,9 @@ async def add_comment(request: ApiRequest, ticket_id: UUID) -> Answer:
 async def edit_comment(request: ApiRequest, comment_id: UUID) -> Answer:
     """Put one's own comment differently; the history keeps what stood there."""
     text = (await body(request, NewText)).body
-    answer = await handled(request, EditComment(comment_id=comment_id, body=text), await _ticket(request, comment_id))
+    answer = await handled(
+        request, EditComment(comment_id=comment_id, body=text), await ticket_of(request, comments.ticket_of, comment_id)
+    )
     return _shown(request, answer, comment_id, text)
 
 
@@ -69,24 +70,14 @@ async def edit_comment(request: ApiRequest, comment_id: UUID) -> Answer:
 async def delete_comment(request: ApiRequest, comment_id: UUID) -> Response[None]:
     """Take a comment back: one's own, or as a team lead anybody's."""
     await no_body(request)
-    answer = await handled(request, DeleteComment(comment_id=comment_id), await _ticket(request, comment_id))
+    answer = await handled(
+        request, DeleteComment(comment_id=comment_id), await ticket_of(request, comments.ticket_of, comment_id)
+    )
     return Response(None, status_code=204, headers=about(request, answer))
 
 
 COMMENT_ROUTES: Final = (add_comment, edit_comment, delete_comment)
 """All commands about comments."""
-
-
-async def _ticket(request: ApiRequest, comment_id: UUID) -> UUID:
-    """The ticket that a comment is about; one that was added just now has a moment to be seen."""
-    served = installation(request)
-    found = await comments.ticket_of(served.ledger.pool, comment_id)
-    if found is None:
-        await served.freshness.wait_for(served.ledger.newest, served.settings.freshness_timeout_ms / 1000)
-        found = await comments.ticket_of(served.ledger.pool, comment_id)
-    if found is None:
-        raise NotFound
-    return found
 
 
 def _shown(request: ApiRequest, answer: Handled, comment_id: UUID, text: str, status: int = 200) -> Answer:

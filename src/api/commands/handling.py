@@ -3,11 +3,14 @@
 Deliberately absent: any one command.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from uuid import UUID
 
 from api.requests import ApiRequest, asked, before_command, header, installation
 from tickets.commands import Command
+from tickets.connections import Pool
+from tickets.errors import NotFound
 from tickets.handler import Answer
 
 COMMAND: Final[dict[str, Any]] = {
@@ -21,6 +24,18 @@ COMMAND: Final[dict[str, Any]] = {
 async def handled(request: ApiRequest, command: Command, ticket_id: UUID | None) -> Answer:
     """Have the command handled, under the circumstances that the request brings."""
     return await installation(request).handler.handle(command, ticket_id, asked(request))
+
+
+async def ticket_of(request: ApiRequest, find: Callable[[Pool, UUID], Awaitable[UUID | None]], one: UUID) -> UUID:
+    """The ticket that a comment or file belongs to; what is new has a moment to be seen. Raises NotFound."""
+    served = installation(request)
+    found = await find(served.ledger.pool, one)
+    if found is None:
+        await served.freshness.wait_for(served.ledger.newest, served.settings.freshness_timeout_ms / 1000)
+        found = await find(served.ledger.pool, one)
+    if found is None:
+        raise NotFound
+    return found
 
 
 def about(request: ApiRequest, answer: Answer) -> dict[str, str]:
