@@ -220,6 +220,22 @@ def test_a_valid_file_of_an_odd_form_is_attached(desk: Desk, filename: str, cont
     assert desk.incoming() == []
 
 
+PICTURES = ("gif", "jpeg", "jpg", "pdf", "png", "webp")
+TEXTS = ("csv", "eml", "json", "log", "md", "txt", "xml", "yaml", "yml")
+
+
+@pytest.mark.parametrize("extension", [*PICTURES, *TEXTS])
+def test_a_text_or_picture_that_was_cut_off_at_its_end_is_what_it_says_and_attached(desk: Desk, extension: str) -> None:
+    content = GOOD[extension][:-1]
+    assert attached(desk.attaches(content, f"a.{extension}"))["sha256"] == sha256(content).hexdigest()
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("extension", PICTURES)
+def test_a_picture_of_which_not_even_the_head_is_there_is_refused(desk: Desk, extension: str) -> None:
+    assert_problem(desk.attaches(GOOD[extension][:2], f"a.{extension}"), WRONG)
+
+
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(("filename", "content"), RENAMED.values(), ids=RENAMED)
 def test_a_file_that_is_not_what_its_name_says_is_refused(desk: Desk, filename: str, content: bytes) -> None:
