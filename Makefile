@@ -1,4 +1,4 @@
-# make run · make test · make check · make bench · make lock
+# make run · make test · make faults · make check · make bench · make lock
 # Needs Python 3.11 or newer and make; everything else is installed into .venv from requirements.lock.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup run test check bench lock clean
+.PHONY: help setup run test faults check bench lock clean
 
 help:           ## What there is
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,8 +24,12 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)   ## Run the service: database and all, on port 8002
 	@exec $(BIN)/tickets serve
 
-test: $(READY)  ## Every test, on a PostgreSQL of its own (or DATABASE_URL)
+test: $(READY)  ## Every test, on all processors, on a PostgreSQL of its own (or DATABASE_URL)
 	@exec $(BIN)/python -m pytest
+
+faults: $(READY) ## The faults and the races, in their long form
+	@KILLS=20 UPLOAD_KILLS=6 RACE_ROUNDS=200 exec $(BIN)/python -m pytest -n 0 -v tests/faults \
+	  tests/api/test_commands.py::test_of_64_at_once_with_the_same_if_match_one_wins_each_round
 
 check: $(READY) ## Lint, format, strict types, and the shape of the house
 	@$(BIN)/ruff check src tests benchmarks
