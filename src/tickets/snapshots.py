@@ -4,6 +4,7 @@ Not part of the record: they can be thrown away at any time, and one that other 
 Deliberately absent: when one is worth keeping (handler.py).
 """
 
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +16,13 @@ from msgspec.structs import replace
 
 from tickets import events, ticket
 from tickets.connections import Pool
+from tickets.events import By
 from tickets.ticket import Attachment, Comment, Ticket
 
-_MADE_BY: Final = sha256(b"".join(Path(str(one.__file__)).read_bytes() for one in (events, ticket))).digest()
-"""What facts are and how they change a ticket, as of this code."""
+_MADE_BY: Final = sha256(
+    b"".join(Path(str(one)).read_bytes() for one in (events.__file__, ticket.__file__, __file__))
+).digest()
+"""What facts are, how they change a ticket and how one is kept, as of this code."""
 
 
 def _nothing(_value: object) -> None:
@@ -30,9 +34,45 @@ def _empty(_kind: object, _value: object) -> Map[Any, Any]:
 
 
 _encode: Final = msgspec.msgpack.Encoder(enc_hook=_nothing, uuid_format="bytes").encode
+
+_Kept = tuple[UUID, int, bool, datetime, datetime | None, int, int]
+"""A comment: its id, its author's place in the list of authors, and the rest. Each author is there once: thousands of
+comments are by a few people, and reading them is most of what the first command on such a ticket takes."""
+
 _decode: Final = msgspec.msgpack.Decoder(
-    tuple[Ticket, dict[UUID, Comment], dict[UUID, Attachment]], dec_hook=_empty
+    tuple[Ticket, list[By], list[_Kept], dict[UUID, Attachment]], dec_hook=_empty
 ).decode
+
+
+def _encoded(kept: Ticket) -> bytes:
+    places: dict[By, int] = {}
+    comments = [
+        (
+            comment_id,
+            places.setdefault(one.author, len(places)),
+            one.internal,
+            one.created_at,
+            one.edited_at,
+            one.version,
+            one.said_at,
+        )
+        for comment_id, one in kept.comments.items()
+    ]
+    return _encode((kept, list(places), comments, dict(kept.attachments)))
+
+
+def _decoded(state: bytes) -> Ticket:
+    kept, authors, comments, attachments = _decode(state)
+    return replace(
+        kept,
+        comments=Map(
+            [
+                (comment_id, Comment(authors[by], internal, created_at, edited_at, version, said_at))
+                for comment_id, by, internal, created_at, edited_at, version, said_at in comments
+            ]
+        ),
+        attachments=Map(attachments),
+    )
 
 
 async def keep(pool: Pool, kept: Ticket) -> None:
@@ -45,7 +85,7 @@ async def keep(pool: Pool, kept: Ticket) -> None:
         kept.id,
         kept.version,
         _MADE_BY,
-        _encode((kept, dict(kept.comments), dict(kept.attachments))),
+        _encoded(kept),
     )
 
 
@@ -57,7 +97,4 @@ async def find(pool: Pool, ticket_id: UUID, *, upto: int | None = None) -> Ticke
         _MADE_BY,
         2**31 - 1 if upto is None else upto,
     )
-    if state is None:
-        return None
-    kept, comments, attachments = _decode(state)
-    return replace(kept, comments=Map(comments), attachments=Map(attachments))
+    return None if state is None else _decoded(state)

@@ -16,6 +16,7 @@ from tickets.ticket import Ticket, fold
 from tickets.values import Scan
 
 ADA = Actor(id=uuid4(), role=Role.ADMIN, username="ada")
+BOB = Actor(id=uuid4(), role=Role.ADMIN, username=None)
 WAITING = Attach(filename="a.log", content_type="text/plain", size=7, sha256="11" * 32, scan=Scan.QUARANTINED)
 
 
@@ -33,14 +34,15 @@ async def a_long_life(ledger: Ledger) -> Ticket:
     at_work = Handler(ledger, nobody)
     ticket = (await at_work.handle(A_REQUEST, None, Asked(actor=ADA))).ticket
     for n in range(9):
-        added = await at_work.handle(AddComment(body=f"said {n}", internal=n % 2 == 0), ticket.id, Asked(actor=ADA))
+        said = AddComment(body=f"said {n}", internal=n % 2 == 0)
+        added = await at_work.handle(said, ticket.id, Asked(actor=BOB if n in (4, 5) else ADA))
         (comment, *_) = (one for one in added.ticket.comments if one not in ticket.comments)
         ticket = added.ticket
         if n == 3:
             ticket = (await at_work.handle(DeleteComment(comment_id=comment), ticket.id, Asked(actor=ADA))).ticket
         if n == 5:
             edit = EditComment(comment_id=comment, body="said better")
-            ticket = (await at_work.handle(edit, ticket.id, Asked(actor=ADA))).ticket
+            ticket = (await at_work.handle(edit, ticket.id, Asked(actor=BOB))).ticket
         if n % 2:
             ticket = (await at_work.handle(WAITING, ticket.id, Asked(actor=ADA))).ticket
     cleared, infected, gone, _ = sorted(ticket.attachments)
