@@ -204,16 +204,18 @@ grant usage on sequence ledger.ticket_numbers to tickets_service;
 create schema if not exists read_model authorization tickets_service;
 comment on schema read_model is 'Projections of the ledger, shaped like the answers that the API gives.';
 create schema if not exists rebuild authorization tickets_service;
-comment on schema rebuild is 'Where a rebuild makes its tables before they are swapped in; what is here at other times, a killed one left, and the next removes.';
+comment on schema rebuild is 'Where a rebuild makes its tables before they are swapped in; what is here at other times, a killed one left, and the next goes on with.';
 
 set local role tickets_service;
 
 create table if not exists read_model.checkpoints (
   projection text primary key,
   position   bigint not null,
-  updated_at timestamptz not null
+  updated_at timestamptz not null,
+  version    integer not null
 );
 comment on table read_model.checkpoints is 'How far each projection has come; written in the transaction that writes its rows.';
+comment on column read_model.checkpoints.version is 'The version of the projection that made the rows; another one does not add to them.';
 
 create table if not exists read_model.parked (
   projection text not null,

@@ -90,7 +90,7 @@ async def _fill(dsn: str, count: int) -> None:
         head = await ledger.head()
     async with connected(dsn) as connection:
         await connection.execute(
-            "insert into read_model.checkpoints select name, $1, now() from unnest($2::text[]) name",
+            "insert into read_model.checkpoints select name, $1, now(), 1 from unnest($2::text[]) name",
             head,
             list(PROJECTIONS),
         )

@@ -1,6 +1,7 @@
 """Making read models' tables beside the live ones, from the ledger alone: ranges of streams, a process a core.
 
-A range is read, folded and copied in one transaction. A worker is this module run as a program: for each
+A range is read, folded, copied and ticked off in one transaction, so that whoever comes after a kill goes on with
+the ranges that are left. A worker is this module run as a program: for each
 line of JSON that names a range, one goes out when its rows are in. It ends when no more can come, also
 where whoever started it was killed. Deliberately absent: what the tables are for (rebuild.py), and facts
 that come later (runner.py).
@@ -14,8 +15,10 @@ import sys
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Final
 from uuid import UUID
 
@@ -23,6 +26,8 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+import projections
+import tickets
 from projections.projection import BESIDE, LIVE, Projection, Row, Step, summed
 from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, rows_of_stream, step_of
 from tickets.connections import Connection, connected
@@ -30,11 +35,24 @@ from tickets.ledger import Raw, read_streams
 
 _FACTS_A_RANGE: Final = 4_000
 _TIMEOUT_S: Final = 30.0
+_NICE: Final = 10
+"""How far workers stand back: whoever waits for an answer goes first."""
+
+_MADE_BY: Final = sha256(
+    b"".join(
+        path.read_bytes()
+        for package in (tickets, projections)
+        for path in sorted(Path(str(package.__file__)).parent.glob("*.py"))
+    )
+).digest()
+"""What facts mean and which rows follow, as of this code: what other code began is not gone on with."""
 
 
 class Job(Struct, frozen=True):
     """The tables to make, as they follow from the facts up to a position."""
 
+    id: UUID
+    """Of which of several: workers of one that was killed must not add to the tables of the next."""
     dsn: str
     names: tuple[str, ...]
     upto: int
@@ -63,31 +81,102 @@ class WorkerDied(Exception):  # noqa: N818 - as above
     """A process that made read models ended before it was done; nothing was changed. Why is said above, if at all."""
 
 
-async def create_tables(connection: Connection, names: Sequence[str]) -> None:
-    """Empty tables beside the live ones, without their indexes."""
-    for name in names:
-        await connection.execute(f"create table {BESIDE}.{name} (like {LIVE}.{name} including all excluding indexes)")
+async def begin(connection: Connection, job: Job, templates: str = LIVE, *, in_order: bool = False) -> None:
+    """Note what is to be made, with empty tables for it, in one transaction: a kill leaves all of that or nothing.
+
+    Tables are like those of the schema `templates`, without their indexes. What is to be made `in_order` has no
+    ranges of streams: it begins at the beginning of the ledger.
+    """
+    async with connection.transaction():
+        await drop_tables(connection)
+        for name in (*job.names, "parked"):
+            await connection.execute(
+                f"create table {BESIDE}.{name} (like {templates}.{name} including all excluding indexes)"
+            )
+            row_type = PROJECTIONS[name].row_type if name in PROJECTIONS else None
+            if row_type is not None:
+                await connection.execute(f"create table {BESIDE}.{row_type} (like {templates}.{row_type})")
+        await connection.execute(
+            f"create table {BESIDE}.job (id uuid, names text[], templates text, made_by bytea, upto bigint, "
+            "position bigint)"
+        )
+        await connection.execute(
+            f"insert into {BESIDE}.job values ($1, $2, $3, $4, $5, $6)",
+            job.id,
+            job.names,
+            templates,
+            _MADE_BY,
+            job.upto,
+            0 if in_order else job.upto,
+        )
+        await _note_ranges(connection, [] if in_order else await _ranges_of(connection))
 
 
-async def create_indexes(connection: Connection, name: str) -> None:
-    """The same indexes under the same names as the live table's; of sums, first one row for each key."""
+async def _note_ranges(connection: Connection, ranges: Sequence[Range]) -> None:
+    await connection.execute(
+        f"create table {BESIDE}.ranges (first uuid primary key, last uuid, facts bigint, done boolean)"
+    )
+    await connection.copy_records_to_table(
+        "ranges", schema_name=BESIDE, records=[(one.first, one.last, one.facts, False) for one in ranges]
+    )
+
+
+async def unfinished(connection: Connection, dsn: str, names: Sequence[str], templates: str = LIVE) -> Job | None:
+    """What one that was killed left of making just these, by just this code."""
+    if await connection.fetchval(f"select to_regclass('{BESIDE}.job')") is None:
+        return None
+    row = await connection.fetchrow(
+        f"select id, upto from {BESIDE}.job where names = $1 and templates = $2 and made_by = $3",
+        names,
+        templates,
+        _MADE_BY,
+    )
+    return None if row is None else Job(row["id"], dsn, tuple(names), row["upto"])
+
+
+async def reached(connection: Connection) -> int:
+    """Up to which position the tables have what follows from the facts, once `fill` is through."""
+    position: int = await connection.fetchval(f"select position from {BESIDE}.job")
+    return position
+
+
+async def reach(connection: Connection, position: int) -> None:
+    """Note how far they are, in the transaction that brought them there."""
+    await connection.execute(f"update {BESIDE}.job set position = $1", position)
+
+
+async def create_indexes(connection: Connection, name: str, templates: str = LIVE) -> None:
+    """The same indexes under the same names as the table's in `templates`; of sums, first one row for each key.
+
+    Goes on where one that was killed had come to.
+    """
     if name in PROJECTIONS and PROJECTIONS[name].sums:
         await _add_up(connection, PROJECTIONS[name])
+    there = {
+        row[0]
+        for row in await connection.fetch(
+            """select relname from pg_class c join pg_index i on i.indexrelid = c.oid
+               where i.indrelid = $1::text::regclass""",
+            f"{BESIDE}.{name}",
+        )
+    }
     constraints = await connection.fetch(
         """select conname, pg_get_constraintdef(oid), conindid from pg_constraint
            where conrelid = $1::text::regclass and contype in ('p', 'u')""",
-        f"{LIVE}.{name}",
+        f"{templates}.{name}",
     )
     for constraint, definition, _ in constraints:
-        await connection.execute(f"alter table {BESIDE}.{name} add constraint {constraint} {definition}")
+        if constraint not in there:
+            await connection.execute(f"alter table {BESIDE}.{name} add constraint {constraint} {definition}")
     indexes = await connection.fetch(
-        """select pg_get_indexdef(indexrelid) from pg_index
+        """select c.relname, pg_get_indexdef(c.oid) from pg_index i join pg_class c on c.oid = i.indexrelid
            where indrelid = $1::text::regclass and indexrelid <> all($2::oid[])""",
-        f"{LIVE}.{name}",
+        f"{templates}.{name}",
         [index for _, _, index in constraints],
     )
-    for (definition,) in indexes:
-        await connection.execute(definition.replace(f" ON {LIVE}.", f" ON {BESIDE}.", 1))
+    for index, definition in indexes:
+        if index not in there:
+            await connection.execute(definition.replace(f" ON {templates}.", f" ON {BESIDE}.", 1))
     asked_by: list[str] = await connection.fetchval(
         """select array_agg(distinct a.attname::text) from pg_index i
            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
@@ -111,19 +200,22 @@ async def _add_up(connection: Connection, one: Projection) -> None:
 
 async def drop_tables(connection: Connection) -> None:
     """Remove what an earlier one left."""
-    for name in (*PROJECTIONS, "parked"):
+    types = (one.row_type for one in PROJECTIONS.values() if one.row_type is not None)
+    for name in ("job", "ranges", *PROJECTIONS, *types, "parked"):
         await connection.execute(f"drop table if exists {BESIDE}.{name}")
 
 
 async def fill(connection: Connection, job: Job, workers: int) -> AsyncGenerator[int]:
-    """Make the tables, and have them hold what follows from the facts; yields each range's count when it is in.
+    """Have the tables hold what follows from the facts; yields each range's count when it is in.
 
     So many processes work at it; what is little is done in this one. Raises Refused, WorkerDied.
     """
-    workers = min(workers, job.upto // _FACTS_A_RANGE)
+    rows = await connection.fetch(f"select first, last, facts, done from {BESIDE}.ranges order by first")
+    yield sum(facts for _, _, facts, done in rows if done)
+    ranges = [Range(first, last, facts) for first, last, facts, done in rows if not done]
+    workers = min(workers, len(ranges))
     async with _running(job, workers if workers > 1 else 0) as processes:
-        await create_tables(connection, (*job.names, "parked"))
-        remaining = iter(await ranges_of(connection))
+        remaining = iter(ranges)
         if not processes:
             for one in remaining:
                 yield _facts(await _fill_range(connection, job, one))
@@ -179,7 +271,7 @@ async def _ask(process: Process, wanted: Range) -> _Answer:
         raise WorkerDied from error
 
 
-async def ranges_of(connection: Connection) -> list[Range]:
+async def _ranges_of(connection: Connection) -> list[Range]:
     """The streams of the ledger in ranges of some ten thousand facts; none cuts a stream in two."""
     rows = await connection.fetch(
         """select (array_agg(stream_id order by stream_id))[1], (array_agg(stream_id order by stream_id desc))[1],
@@ -195,6 +287,7 @@ async def ranges_of(connection: Connection) -> list[Range]:
 async def _work() -> None:
     """What a worker does. Only answers go to its standard output: all else that is printed, to standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
+    os.nice(_NICE)
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
@@ -212,6 +305,8 @@ async def _fill_range(connection: Connection, job: Job, wanted: Range) -> _Answe
     try:
         async with connection.transaction():
             await connection.execute("set local synchronous_commit = off")  # lost with the server, it is made again
+            if not await _taken(connection, job, wanted):
+                return _Answer(facts=wanted.facts)
             for name, new in rows.items():
                 if new:
                     await connection.copy_records_to_table(
@@ -221,6 +316,17 @@ async def _fill_range(connection: Connection, job: Job, wanted: Range) -> _Answe
     except REFUSED as error:
         return _Answer(refused=repr(error))
     return _Answer(facts=len(found))
+
+
+async def _taken(connection: Connection, job: Job, wanted: Range) -> bool:
+    """Note that the range is in, in the transaction that brings it; False if a worker of a killed one just did."""
+    done = await connection.fetchval(
+        f"update {BESIDE}.ranges set done = true where first = $1 and not done "
+        f"and exists (select from {BESIDE}.job where id = $2) returning true",
+        wanted.first,
+        job.id,
+    )
+    return done is not None
 
 
 def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tuple[dict[str, list[Row]], list[Parked]]:

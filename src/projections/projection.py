@@ -61,6 +61,8 @@ class Projection(Struct, frozen=True):
     sums: bool = False
     row_type: str | None = None
     """The type of a row where it is not that of the table, because the table adds columns of its own."""
+    version: int = 1
+    """Goes up when the same facts make other rows: those of the version before are then made anew."""
     about: frozenset[type[Fact]] | None = None
     """The facts that make rows at all, so that nobody asks about others; None is all."""
     key_columns: int = 1
@@ -84,13 +86,12 @@ async def write(connection: Connection, projection: Projection, rows: Sequence[R
         return
     if projection.newest_only:
         rows = list({row[0]: row for row in rows}.values())
-    table, conflict = f"{schema}.{projection.name}", ""
+    table, row_type, conflict = f"{schema}.{projection.name}", f"{schema}.{projection.row_type or projection.name}", ""
     if projection.newest_only:
         updates = ", ".join(f"{column} = excluded.{column}" for column in projection.columns[1:])
         conflict = f"on conflict ({projection.key}) do update set {updates} where t.position < excluded.position"
     await connection.execute(
-        f"insert into {table} as t ({', '.join(projection.columns)}) "
-        f"select * from unnest($1::{projection.row_type or table}[]) {conflict}",
+        f"insert into {table} as t ({', '.join(projection.columns)}) select * from unnest($1::{row_type}[]) {conflict}",
         rows,
     )
 

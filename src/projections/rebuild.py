@@ -6,21 +6,44 @@ Deliberately absent: catching up (runner.py), which a rebuild uses for the last 
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final, Literal
+from uuid import uuid4
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct
 
-from projections.beside import Job, Refused, WorkerDied, create_indexes, create_tables, drop_tables, fill
+from projections.beside import (
+    Job,
+    Refused,
+    WorkerDied,
+    begin,
+    create_indexes,
+    drop_tables,
+    fill,
+    reach,
+    reached,
+    unfinished,
+)
 from projections.projection import BESIDE, LIVE, Projection
-from projections.runner import PROJECTIONS, Fold, checkpoints_of, take_in
+from projections.runner import PROJECTIONS, Fold, checkpoints_of, of_other_versions, take_in
 from tickets.connections import Connection, connected
 from tickets.ledger import read
 
-__all__ = ["AlreadyRunning", "Compared", "NotLevel", "Progress", "UnknownProjection", "WorkerDied", "rebuild"]
+__all__ = [
+    "AlreadyRunning",
+    "Compared",
+    "Difference",
+    "NotLevel",
+    "Progress",
+    "UnknownProjection",
+    "WorkerDied",
+    "rebuild",
+]
 
 _CHUNK: Final = 5_000
+_EXAMPLES: Final = 20
 _TURN: Final = 0x72656275696C64  # "rebuild", as the number of an advisory lock
 
 
@@ -31,7 +54,15 @@ class Progress(Struct, frozen=True):
     of: int
 
 
-class Compared(Struct, frozen=True):
+class Difference(Struct, frozen=True):
+    """A row that is not as it should be: which, in what way, and if it is there, which fields are not."""
+
+    key: dict[str, str]
+    what: Literal["missing", "unexpected", "different"]
+    fields: list[str]
+
+
+class Compared(Struct, frozen=True, kw_only=True):
     """What a read model made anew has that the live one has not, and the other way round, at one position."""
 
     projection: str
@@ -41,6 +72,12 @@ class Compared(Struct, frozen=True):
     """Rows that the live one should have and has not, or not like that."""
     unexpected: int
     """Rows that the live one has and should not have, or not like that."""
+    made_by: int
+    """The version of the projection that made the live one."""
+    expected: bool
+    """Whether that is another version than this one, whose rows may differ; otherwise what differs is drift."""
+    differences: list[Difference]
+    """The first of the rows that differ."""
 
     @property
     def clean(self) -> bool:
@@ -66,73 +103,61 @@ async def rebuild(
     """Make the named read models (none: all) anew; with `swap`, put them in place of the live ones.
 
     `workers` is how many processes make them, by default one a core. Yields Progress, and at the end a
-    Compared for each. Raises UnknownProjection, AlreadyRunning, NotLevel, WorkerDied.
+    Compared for each. What one that was killed had made is gone on with. Raises UnknownProjection,
+    AlreadyRunning, NotLevel, WorkerDied.
     """
     unknown = set(names) - set(PROJECTIONS)
     if unknown:
         raise UnknownProjection(f"{', '.join(sorted(unknown))}; there are {', '.join(PROJECTIONS)}")
     wanted = {name: one for name, one in PROJECTIONS.items() if not names or name in names}
-    async with connected(dsn) as connection:
-        if not await connection.fetchval("select pg_try_advisory_lock($1)", _TURN):
-            raise AlreadyRunning
-        try:
-            async for step in _rebuild(
-                connection, dsn, wanted, swap=swap, workers=workers or len(os.sched_getaffinity(0))
-            ):
-                yield step
-        finally:
-            if not connection.is_closed():
-                await drop_tables(connection)
-
-
-async def _rebuild(
-    connection: Connection, dsn: str, wanted: dict[str, Projection], *, swap: bool, workers: int
-) -> AsyncGenerator[Progress | Compared]:
-    await drop_tables(connection)
-    positions = await _positions(connection, wanted)
-    upto = min(positions.values())
-    if max(positions.values()) != upto:
-        raise NotLevel(positions)
-    try:
-        async with aclosing(_made_by_streams(connection, dsn, wanted, upto, workers)) as made:
+    async with connected(dsn) as connection, _alone(connection):
+        async with aclosing(_made(connection, dsn, wanted, workers)) as made:
             async for progress in made:
                 yield progress
+        for one in await _compare_all(connection, dsn, wanted):
+            yield one
+        if swap:
+            await _swap(connection, wanted)
+
+
+@asynccontextmanager
+async def _alone(connection: Connection) -> AsyncIterator[None]:
+    """While this is the only one; in the end nothing is left beside. A kill leaves it, to be gone on with."""
+    if not await connection.fetchval("select pg_try_advisory_lock($1)", _TURN):
+        raise AlreadyRunning
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await drop_tables(connection)
+
+
+async def _made(
+    connection: Connection, dsn: str, wanted: dict[str, Projection], workers: int | None
+) -> AsyncGenerator[Progress]:
+    """The tables beside, with indexes, nearly as far as the live ones."""
+    job = await unfinished(connection, dsn, tuple(wanted))
+    if job is None:
+        positions = await _positions(connection, wanted)
+        if len(set(positions.values())) > 1:
+            raise NotLevel(positions)
+        job = Job(uuid4(), dsn, tuple(wanted), min(positions.values()))
+        await begin(connection, job)
+    taken = 0
+    try:
+        async with aclosing(fill(connection, job, workers or len(os.sched_getaffinity(0)))) as filling:
+            async for count in filling:
+                taken += count
+                yield Progress(facts=taken, of=job.upto)
     except Refused:
         # Which of two rows is the one too many depends on which was first: in the order of the ledger, then.
-        async with aclosing(_made_in_order(connection, dsn, wanted, upto)) as made:
-            async for progress in made:
-                yield progress
-    position, compared = await _compare_all(connection, dsn, wanted, upto)
-    for one in compared:
-        yield one
-    if swap:
-        await _swap(connection, wanted, position)
-
-
-async def _made_by_streams(
-    connection: Connection, dsn: str, wanted: dict[str, Projection], upto: int, workers: int
-) -> AsyncGenerator[Progress]:
-    taken = 0
-    async with aclosing(fill(connection, Job(dsn, tuple(wanted), upto), workers)) as filling:
-        async for count in filling:
-            taken += count
-            yield Progress(facts=taken, of=upto)
+        await begin(connection, job, in_order=True)
     await asyncio.gather(*(_add_indexes(dsn, name) for name in (*wanted, "parked")))
-
-
-async def _made_in_order(
-    connection: Connection, dsn: str, wanted: dict[str, Projection], upto: int
-) -> AsyncGenerator[Progress]:
-    """As a runner would: slower, and whatever the database refuses is parked as a runner parks it."""
-    await drop_tables(connection)
-    await create_tables(connection, (*wanted, "parked"))
-    for name in (*wanted, "parked"):
-        await _add_indexes(dsn, name)
-    position = 0
-    while position < upto:
+    more = True
+    while more:
         async with connection.transaction():
-            position = await _follow(connection, wanted, position, min(position + _CHUNK, upto))
-        yield Progress(facts=position, of=upto)
+            position, more = await _follow(connection, wanted)
+        yield Progress(facts=position, of=max(position, job.upto))
 
 
 async def _positions(connection: Connection, wanted: dict[str, Projection]) -> dict[str, int]:
@@ -150,65 +175,122 @@ async def _add_indexes(dsn: str, name: str) -> None:
         await create_indexes(connection, name)
 
 
-async def _compare_all(
-    connection: Connection, dsn: str, wanted: dict[str, Projection], upto: int
-) -> tuple[int, list[Compared]]:
+async def _compare_all(connection: Connection, dsn: str, wanted: dict[str, Projection]) -> list[Compared]:
     """Both at one position, seen as of one moment, a table a session; the live ones move on meanwhile."""
-    async with connection.transaction():
-        position = await _follow(connection, wanted, upto)
     async with connected(dsn) as other:
         holding = other.transaction()
         await holding.start()
         # Holding the checkpoints keeps the runner where it is until the last few facts are in, and seen.
         await checkpoints_of(other, lock=True)
         async with connection.transaction():
-            position = await _follow(connection, wanted, position)
+            position = await _follow_all(connection, wanted)
+        versions = await of_other_versions(other)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             snapshot: str = await connection.fetchval("select pg_export_snapshot()")
             await holding.rollback()
-            compared = await asyncio.gather(*(_compare(dsn, one, position, snapshot) for one in wanted.values()))
-    return position, compared
+            return await asyncio.gather(
+                *(_compare(dsn, one, position, snapshot, versions.get(one.name)) for one in wanted.values())
+            )
 
 
-async def _compare(dsn: str, one: Projection, position: int, snapshot: str) -> Compared:
-    live, beside = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}"
+async def _compare(dsn: str, one: Projection, position: int, snapshot: str, other_version: int | None) -> Compared:
+    live, beside, column = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}", one.columns[0]
     async with connected(dsn) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
         # Rows are held against each other by their key, whole row against whole row: every byte counts.
+        different = f"from {live} live full join {beside} made using ({one.key}) where live is distinct from made"
         row = await connection.fetchrow(
-            f"""select (select count(*) from {beside}), count(*) filter (where made.{one.columns[0]} is not null),
-                       count(*) filter (where live.{one.columns[0]} is not null)
-                from {live} live full join {beside} made using ({one.key}) where live is distinct from made"""
+            f"""select (select count(*) from {beside}), count(*) filter (where made.{column} is not null),
+                       count(*) filter (where live.{column} is not null) {different}"""
         )
-    assert row is not None  # noqa: S101 - an aggregate always has a row
-    return Compared(one.name, position, *row)
+        assert row is not None  # noqa: S101 - an aggregate always has a row
+        examples = []
+        if row[1] or row[2]:
+            key = ", ".join(f"'{name}', {name}" for name in one.columns[: one.key_columns])
+            examples = await connection.fetch(
+                f"""select json_build_object({key}), to_json(live), to_json(made) {different}
+                    order by {one.key} limit {_EXAMPLES}"""
+            )
+    return Compared(
+        projection=one.name,
+        position=position,
+        rows=row[0],
+        missing=row[1],
+        unexpected=row[2],
+        made_by=one.version if other_version is None else other_version,
+        expected=other_version is not None,
+        differences=[_difference(*example) for example in examples],
+    )
 
 
-async def _swap(connection: Connection, wanted: dict[str, Projection], position: int) -> None:
+def _difference(key: str, live: str | None, made: str | None) -> Difference:
+    was, should = (None if one is None else msgspec.json.decode(one, type=dict[str, Any]) for one in (live, made))
+    return Difference(
+        key={name: str(value) for name, value in msgspec.json.decode(key).items()},
+        what="missing" if was is None else "unexpected" if should is None else "different",
+        fields=[] if was is None or should is None else _fields(was, should),
+    )
+
+
+def _fields(was: dict[str, Any], should: dict[str, Any]) -> list[str]:
+    """The columns that differ, of documents the fields in them."""
+    fields: list[str] = []
+    for column, value in was.items():
+        if value != should[column]:
+            before, after = _document(value), _document(should[column])
+            inner = [name for name in before | after if before.get(name, UNSET) != after.get(name, UNSET)]
+            fields += [f"{column}.{name}" for name in inner] if before and after and inner else [column]
+    return fields
+
+
+def _document(value: object) -> dict[str, Any]:
+    """What is in a document, which is bytes, which JSON has as hexadecimal; of all else, nothing."""
+    if not isinstance(value, str) or not value.startswith("\\x"):
+        return {}
+    try:
+        return msgspec.json.decode(bytes.fromhex(value[2:]), type=dict[str, Any])
+    except (ValueError, msgspec.DecodeError):  # one that was damaged differs as a whole
+        return {}
+
+
+async def _swap(connection: Connection, wanted: dict[str, Projection]) -> None:
     """The facts since, while the runner goes on; then, in one short transaction, the last few and the swap."""
     async with connection.transaction():
-        position = await _follow(connection, wanted, position)
+        await _follow_all(connection, wanted)
     async with connection.transaction():
         # Holding the checkpoints keeps the runner from writing to the tables that are about to go.
         await checkpoints_of(connection, lock=True)
-        await _follow(connection, wanted, position)
-        for name in wanted:
+        await _follow_all(connection, wanted)
+        for name, one in wanted.items():
             comment = await connection.fetchval(
                 "select quote_literal(obj_description($1::text::regclass))", f"{LIVE}.{name}"
             )
             await connection.execute(f"drop table {LIVE}.{name}")
             await connection.execute(f"alter table {BESIDE}.{name} set schema {LIVE}")
             await connection.execute(f"comment on table {LIVE}.{name} is {comment}")
+            await connection.execute(
+                f"update {LIVE}.checkpoints set version = $2 where projection = $1", name, one.version
+            )
         await connection.execute(f"delete from {LIVE}.parked where projection = any($1)", list(wanted))
         await connection.execute(f"insert into {LIVE}.parked table {BESIDE}.parked")
+        await connection.execute(f"drop table {BESIDE}.job")  # it is done: after a kill there is nothing to go on with
 
 
-async def _follow(connection: Connection, wanted: dict[str, Projection], position: int, upto: int | None = None) -> int:
-    """Take the facts since `position` into the tables beside, `upto` some position or as far as the live ones are."""
-    if upto is None:
-        upto = min((await _positions(connection, wanted)).values())
-    fold = Fold(connection)
-    while batch := await read(connection, position, _CHUNK, upto=upto):
-        await take_in(connection, batch, fold, dict.fromkeys(wanted, position), BESIDE)
+async def _follow_all(connection: Connection, wanted: dict[str, Projection]) -> int:
+    """Take the facts since into the tables beside, as far as the live ones are, within a transaction."""
+    while True:
+        position, more = await _follow(connection, wanted)
+        if not more:
+            return position
+
+
+async def _follow(connection: Connection, wanted: dict[str, Projection]) -> tuple[int, bool]:
+    """The next of them; returns how far the tables beside are then, and whether there are many more."""
+    position = await reached(connection)
+    upto = min((await _positions(connection, wanted)).values())
+    batch = await read(connection, position, _CHUNK, upto=upto)
+    if batch:
+        await take_in(connection, batch, Fold(connection), dict.fromkeys(wanted, position), BESIDE)
         position = batch[-1].position
-    return position
+        await reach(connection, position)
+    return position, len(batch) == _CHUNK

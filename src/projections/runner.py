@@ -53,6 +53,10 @@ LEADER: Final = 0x70726F6A65637473  # "projects", as the number of an advisory l
 _log: Final = structlog.get_logger(__name__)
 
 
+class OtherVersion(Exception):  # noqa: N818 - it says what is the matter
+    """A read model was made by another version of its projection: only that version adds to it, or makes it anew."""
+
+
 INDIGESTIBLE: Final = Exception
 """What is raised where a fact is read and folded: it cannot be read, or does not follow in its stream.
 
@@ -234,6 +238,7 @@ class Runner:
     async def run(self) -> None:
         """Lead or stand by, until stopped."""
         while not self._stopping:
+            pause = 0.0
             try:
                 connection = await self._connect()
             except CONNECTION_LOST as error:
@@ -242,19 +247,25 @@ class Runner:
                 continue
             try:
                 await self._lead(connection)
+            except OtherVersion as error:
+                _log.warning("runner.other_version", projections=str(error))
+                pause = self._poll
             except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
                 _log.warning("runner.interrupted", error=repr(error))
-                await asyncio.sleep(0.2)
+                pause = 0.2
             finally:
                 self.leads = False
                 if not connection.is_closed():
                     connection.terminate()
+            await asyncio.sleep(pause)
 
     async def _lead(self, connection: Connection) -> None:
         while not await connection.fetchval("select pg_try_advisory_lock($1)", LEADER):
             await self._sleep()
             if self._stopping:
                 return
+        if others := await of_other_versions(connection):
+            raise OtherVersion(", ".join(others))
         self.leads = True
         _log.info("runner.leads")
         await connection.add_listener("ledger", lambda *_: self._wake.set())
@@ -282,7 +293,7 @@ class Runner:
 async def catch_up_alone(
     connection: Connection, batch_size: int = 2_000, projected: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Bring the read models up to the ledger, unless a runner leads that does so anyway."""
+    """Bring the read models up to the ledger, unless a runner leads that does so anyway. Raises OtherVersion."""
     if not await connection.fetchval("select pg_try_advisory_lock($1)", LEADER):
         return
     try:
@@ -299,10 +310,15 @@ async def catch_up(
     batch_size: int,
     projected: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Take in the next facts; returns how many there were. `projected` is told how far all have come."""
+    """Take in the next facts; returns how many there were. `projected` is told how far all have come.
+
+    Raises OtherVersion.
+    """
     async with connection.transaction():
         # The lock on the checkpoints is what a rebuild takes to swap its tables in.
         checkpoints = await checkpoints_of(connection, lock=True)
+        if others := await of_other_versions(connection):
+            raise OtherVersion(", ".join(others))
         start = min(one.notification_id for one in checkpoints)
         batch = await read(connection, start, batch_size)
         if not batch:
@@ -359,12 +375,20 @@ async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[
     missing = [name for name in PROJECTIONS if name not in found]
     if missing:
         await connection.execute(
-            """insert into read_model.checkpoints select name, 0, now() from unnest($1::text[]) name
+            """insert into read_model.checkpoints
+               select name, 0, now(), version from unnest($1::text[], $2::int[]) n(name, version)
                on conflict do nothing""",
             missing,
+            [PROJECTIONS[name].version for name in missing],
         )
         return await checkpoints_of(connection, lock=lock)
     return [found[name] for name in PROJECTIONS]
+
+
+async def of_other_versions(connection: Connection) -> dict[str, int]:
+    """The read models that another version of their projection made, and which."""
+    rows = await connection.fetch("select projection, version from read_model.checkpoints")
+    return {name: version for name, version in rows if name in PROJECTIONS and version != PROJECTIONS[name].version}
 
 
 async def park(connection: Connection, given_up: Sequence[Parked], schema: str = LIVE) -> None:

@@ -50,7 +50,7 @@ TEXTS: Final = Projection(
     rows=_rows,
     newest_only=True,
     about=frozenset({Created, Edited, CommentAdded, CommentEdited, CommentDeleted}),
-    row_type="read_model.texts_row",
+    row_type="texts_row",
 )
 
 

@@ -107,7 +107,7 @@ async def test_it_finds_out_by_itself_where_nobody_tells_it_and_after_its_connec
             await eventually(heard)
             # Moved without a word to anybody.
             await owner.execute(
-                "insert into read_model.checkpoints select name, 1, now() from unnest($1::text[]) name",
+                "insert into read_model.checkpoints select name, 1, now(), 1 from unnest($1::text[]) name",
                 list(PROJECTIONS),
             )
             assert await freshness.wait_for(1, 5)

@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import sys
+from asyncio.subprocess import PIPE
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -34,6 +36,10 @@ from tests.projections.test_runner import (
 from tests.tickets.test_ledger import assigned, created
 from tickets.connections import Connection
 from tickets.ledger import Ledger
+
+REBUILD_KILLS = int(os.environ.get("REBUILD_KILLS", "4"))
+"""How often a rebuild is killed before it may finish; `make faults` does it ten times."""
+KILL_SEED = int(os.environ.get("KILL_SEED", "1"))
 
 
 async def caught_up(ledger: Ledger, owner: Connection, dsn: str, count: int = 9) -> list[UUID]:
@@ -129,7 +135,9 @@ async def test_files_are_the_same_after_a_rebuild_those_that_wait_and_deleted_on
 
 async def test_read_models_that_are_empty_can_be_rebuilt(owner: Connection, dsn: str) -> None:
     found = await compared(dsn, swap=True)
-    assert found == [Compared(name, 0, 0, 0, 0) for name in PROJECTIONS]
+    assert [(one.projection, one.position, one.rows, one.clean) for one in found] == [
+        (name, 0, 0, True) for name in PROJECTIONS
+    ]
     assert all(rows == [] for rows in (await dump(owner)).values())
 
 
@@ -137,16 +145,41 @@ async def test_it_says_how_far_it_is_and_then_what_it_found(ledger: Ledger, owne
     await caught_up(ledger, owner, dsn)
     head = await ledger.head()
     steps = [step async for step in rebuild(dsn, swap=False)]
-    assert steps[0] == Progress(facts=head, of=head)
-    assert [(one.projection, one.position) for one in steps[1:] if isinstance(one, Compared)] == [
+    told = [step for step in steps if isinstance(step, Progress)]
+    assert told[0] == Progress(facts=0, of=head)
+    assert told[-1] == Progress(facts=head, of=head)
+    assert [(one.projection, one.position) for one in steps[len(told) :] if isinstance(one, Compared)] == [
         (name, head) for name in PROJECTIONS
     ]
 
 
 # ----------------------------------------------------------------------------------------------------- drift
 
+FIELDS: dict[str, list[str]] = {
+    "a changed answer": ["doc"],
+    "a changed column": ["team"],
+    "an older ticket": ["version"],
+    "an entry that was put differently": ["entry"],
+    "a comment that was put differently": ["doc"],
+    "an internal comment that everybody sees": ["internal"],
+    "a deleted comment that is back": ["deleted"],
+    "a file that nobody will scan": ["waiting"],
+    "a deleted file that is back": ["deleted_at"],
+    "a count that is off": ["n"],
+    "a ticket that is said to be urgent": ["priority", "doc.title", "doc.priority"],
+}
+"""Of the drifts where a row is there and not as it should be: in what."""
+
 DRIFTS: dict[str, tuple[str, str, int, int]] = {
     # what, the read model, rows missing, rows unexpected
+    "a ticket that is said to be urgent": (
+        """update read_model.tickets set priority = 'P9', doc = convert_to(replace(replace(
+             convert_from(doc, 'UTF8'), '"priority":"', '"priority":"P9'), '"title":"', '"title":"So '), 'UTF8')
+           where number = $1""",
+        "tickets",
+        1,
+        1,
+    ),
     "a changed answer": ("update read_model.tickets set doc = doc || ' ' where number = $1", "tickets", 1, 1),
     "a changed column": ("update read_model.tickets set team = 'Nobody' where number = $1", "tickets", 1, 1),
     "a missing ticket": ("delete from read_model.tickets where number = $1", "tickets", 1, 0),
@@ -235,9 +268,16 @@ async def test_a_check_finds_drift_and_a_rebuild_mends_it(ledger: Ledger, owner:
         assert drifted != rows, what
         gone = entries if what == "entries that are gone" else missing
         for swap in (False, True):
-            found = {one.projection: (one.missing, one.unexpected, one.clean) for one in await compared(dsn, swap=swap)}
+            told = await compared(dsn, swap=swap)
+            found = {one.projection: (one.missing, one.unexpected, one.clean) for one in told}
             assert found.pop(name) == (gone, unexpected, False), what
             assert set(found.values()) == {(0, 0, True)}, what
+            (drift,) = (one for one in told if not one.clean)
+            assert (drift.made_by, drift.expected) == (1, False)
+            assert len(drift.differences) == max(gone, unexpected)
+            kinds = {(1, 0): "missing", (0, 1): "unexpected", (1, 1): "different"}
+            assert {one.what for one in drift.differences} == {kinds[min(gone, 1), unexpected]}, what
+            assert drift.differences[0].fields == FIELDS.get(what, []), what
             assert await dump(owner) == (rows if swap else drifted), what
     assert all(one.clean for one in await compared(dsn))
 
@@ -276,6 +316,39 @@ async def test_read_models_that_are_not_level_are_left_for_later(ledger: Ledger,
     with pytest.raises(NotLevel):
         await compared(dsn, swap=True)
     assert [one.projection for one in await compared(dsn, names=["tickets", "history"])] == ["tickets", "history"]
+
+
+# ------------------------------------------------------------------------------------------- another version
+
+
+async def test_rows_of_another_version_are_left_to_it_and_made_anew_by_a_rebuild(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    await caught_up(ledger, owner, dsn)
+    head, rows = await ledger.head(), await dump(owner)
+    await owner.execute(
+        """update read_model.checkpoints set version = 7 where projection = 'tickets';
+           update read_model.tickets set team = 'As it was said by that version' where team is not null"""
+    )
+    was = await dump(owner)
+    async with running(ledger, dsn) as runner:
+
+        async def leads() -> bool:
+            return runner.leads
+
+        await live(ledger, 3)
+        await asyncio.sleep(0.3)
+        assert not await leads()
+        assert await dump(owner) == was, "nothing of this version is among them"
+        assert {one.position for one in (await read_status(owner)).projections} == {head}
+        found = {one.projection: one for one in await compared(dsn, names=["tickets", "people"], swap=True)}
+        await eventually(lambda: level(owner))
+        assert await leads()
+    assert (found["tickets"].expected, found["tickets"].made_by, found["tickets"].clean) == (True, 7, False)
+    assert {tuple(one.fields) for one in found["tickets"].differences} == {("team",)}
+    assert (found["people"].expected, found["people"].clean) == (False, True)
+    assert (await dump(owner))["tickets"] != rows["tickets"]
+    await assert_all_is_as_it_should_be(dsn, owner)
 
 
 # ------------------------------------------------------------------------------------------ nobody is held up
@@ -348,6 +421,7 @@ async def test_what_a_killed_one_left_is_in_nobodys_way(ledger: Ledger, owner: C
     await caught_up(ledger, owner, dsn, 3)
     rows = await dump(owner)
     steps = rebuild(dsn)
+    await anext(steps)  # nothing is made yet
     await anext(steps)
     await owner.execute(
         """select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
@@ -371,7 +445,7 @@ async def test_several_processes_make_the_same(
     await caught_up(ledger, owner, dsn, 30)
     rows, head = await dump(owner), await ledger.head()
     monkeypatch.setattr(beside, "_FACTS_A_RANGE", 20)
-    ranges = await beside.ranges_of(owner)
+    ranges = await beside._ranges_of(owner)
     assert len(ranges) > 3
     assert sum(one.facts for one in ranges) == head
     assert all(one.last < following.first for one, following in pairwise(ranges))
@@ -423,6 +497,46 @@ if __name__ == "__main__":
     assert await dump(owner) == rows
 
 
+async def test_killed_again_and_again_it_goes_on_where_it_was_and_makes_the_same(
+    ledger: Ledger, owner: Connection, dsn: str, tmp_path: Path
+) -> None:
+    await caught_up(ledger, owner, dsn, 300)
+    rows, head = await dump(owner), await ledger.head()
+    script = tmp_path / "rebuilding.py"
+    script.write_text(
+        f"""
+import asyncio, sys
+from projections import beside
+from projections.rebuild import rebuild
+beside._FACTS_A_RANGE = 50
+
+async def main():
+    async for step in rebuild({dsn!r}, workers=2):
+        print(getattr(step, "facts", -1), flush=True)
+
+asyncio.run(main())
+"""
+    )
+    began: list[int] = []
+    luck = Random(KILL_SEED)  # noqa: S311 - when to kill it is no secret
+    for _ in range(REBUILD_KILLS):
+        process = await asyncio.create_subprocess_exec(sys.executable, str(script), stdout=PIPE, start_new_session=True)
+        assert process.stdout is not None
+        began.append(int((await process.stdout.readline()) or head))
+        for _ in range(luck.randrange(12)):
+            await process.stdout.readline()
+        await asyncio.sleep(luck.random() * 0.02)
+        try:
+            os.killpg(process.pid, signal.SIGKILL) if luck.random() < 0.5 else process.kill()
+        except ProcessLookupError:
+            began.append(0)  # it was through: the next begins anew
+        await process.communicate()
+    assert max(began) > 0, "it went on where one that was killed had been"
+    assert all(one.clean for one in await compared(dsn, swap=True))
+    assert await dump(owner) == rows
+    assert await left_beside(owner) == []
+
+
 async def test_one_of_its_processes_being_killed_ends_it_and_leaves_nothing(
     ledger: Ledger, owner: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +544,7 @@ async def test_one_of_its_processes_being_killed_ends_it_and_leaves_nothing(
     rows = await dump(owner)
     monkeypatch.setattr(beside, "_FACTS_A_RANGE", 5)
     steps = rebuild(dsn, workers=2)
+    await anext(steps)  # nothing is made yet
     await anext(steps)
     workers = workers_of(os.getpid())
     assert len(workers) == 2

@@ -95,7 +95,11 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
     else:
         for one in compared:
             verdict = "as it should be" if one.clean else f"{one.missing} rows missing, {one.unexpected} unexpected"
-            click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}")
+            why = f": version {one.made_by} made them" if one.expected else "" if one.clean else ": drift"
+            click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}{why}")
+            for row in one.differences:
+                fields = f": {', '.join(row.fields)}" if row.fields else ""
+                click.echo(f"           {' '.join(row.key.values())} {row.what}{fields}")
         took = max((datetime.now(UTC) - started).total_seconds(), 0.001)
         say(f"{facts:,} facts in {took:.1f} s, {facts / took:,.0f}/s")
     sys.exit(0 if swap or all(one.clean for one in compared) else 1)
