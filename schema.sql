@@ -21,7 +21,7 @@ create table if not exists ledger.schema_applied (
   applied_at timestamptz not null default now()
 );
 alter table ledger.schema_applied add column if not exists read_models bytea;
-comment on column ledger.schema_applied.read_models is 'SHA-256 of the part about the read models: of another shape, they are dropped and made anew.';
+comment on column ledger.schema_applied.read_models is 'SHA-256 of the part about the read models: of another shape, they are made anew beside.';
 comment on table ledger.schema_applied is 'Which schema.sql this database has, so that a start need not apply it again.';
 
 create table if not exists ledger.events (

@@ -3,8 +3,8 @@
 Deliberately absent: queries. Those are in tickets/ledger.py and in the projections.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -12,12 +12,17 @@ from typing import Final
 import asyncpg
 
 from api.embedded import embedded_server
-from tickets.connections import connected
+from projections.rebuild import Progress, rebuild, reshape
+from projections.runner import of_other_versions
+from tickets.connections import Connection, connected
 
 SCHEMA: Final = Path(__file__).parents[2] / "schema.sql"
 
 _READ_MODELS: Final = "-- the read models"
 """In schema.sql, the line that they begin with."""
+
+_UPCOMING: Final = "upcoming"
+"""The schema where read models of another shape are made before they take the place of those that are read."""
 
 _ONE_AT_A_TIME: Final = 0x7469636B6574  # "ticket", as the number of an advisory lock
 
@@ -33,14 +38,13 @@ def database(url: str | None, data_dir: Path) -> Iterator[str]:
 
 
 async def apply_schema(dsn: str) -> bool:
-    """Bring the database to this version's schema.sql; returns whether there was anything to do.
+    """Bring the ledger to this version's schema.sql, and have read models where there are none yet.
 
-    Needs the rights of the database's owner only where there is. Read models of another shape are dropped and
-    made anew: whoever runs the projections catches up from the beginning of the ledger.
+    Returns whether there was anything to do; needs the rights of the database's owner only where there was. Read
+    models that are of another shape are left as they are: `bring_up` makes them anew.
     """
     text = SCHEMA.read_text()
     digest = sha256(text.encode()).digest()
-    shape = sha256(text.partition(_READ_MODELS)[2].encode()).digest()
     async with connected(dsn, role=None, timeout=10) as connection:
         if await _applied(connection) == digest:
             return False
@@ -48,31 +52,68 @@ async def apply_schema(dsn: str) -> bool:
             await connection.execute("select pg_advisory_xact_lock($1)", _ONE_AT_A_TIME)
             if await _applied(connection) == digest:
                 return False
-            if await _shape(connection) != shape:
-                await connection.execute("drop schema if exists read_model cascade")
-            await connection.execute(text)
-            await connection.execute(
-                """insert into ledger.schema_applied (sha256, read_models) values ($1, $2)
-                   on conflict (only_row) do update
-                   set sha256 = excluded.sha256, read_models = excluded.read_models, applied_at = now()""",
-                digest,
-                shape,
-            )
+            ledger, heading, read_models = text.partition(_READ_MODELS)
+            await connection.execute(ledger)
+            if await connection.fetchval("select to_regnamespace('read_model')") is None:
+                await connection.execute(heading + read_models)
+                await connection.execute(
+                    "insert into ledger.schema_applied (sha256, read_models) values ($1, $2)", digest, _shape()
+                )
+            else:
+                await connection.execute("update ledger.schema_applied set sha256 = $1, applied_at = now()", digest)
         return True
+
+
+async def bring_up(dsn: str) -> AsyncGenerator[Progress]:
+    """Make anew the read models that are of another shape or version than this one's, from the ledger.
+
+    Whoever runs already goes on with those that there are, until the new ones take their place in one transaction.
+    Raises AlreadyRunning, WorkerDied.
+    """
+    async with connected(dsn, role=None, timeout=10) as connection:
+        if await connection.fetchval("select read_models from ledger.schema_applied") != _shape():
+            async with connection.transaction():
+                await connection.execute("select pg_advisory_xact_lock($1)", _ONE_AT_A_TIME)
+                await _empty_ones(connection)
+            async with aclosing(reshape(dsn, _UPCOMING, _put_in_place)) as reshaped:
+                async for progress in reshaped:
+                    yield progress
+        others = await of_other_versions(connection)
+        if others:
+            async with aclosing(rebuild(dsn, tuple(others))) as made:
+                async for step in made:
+                    if isinstance(step, Progress):
+                        yield step
+
+
+def _shape() -> bytes:
+    """Of which shape this version's read models are."""
+    return sha256(SCHEMA.read_text().partition(_READ_MODELS)[2].encode()).digest()
+
+
+async def _empty_ones(connection: Connection) -> None:
+    """Read models of this version's shape, with nothing in them, beside those that are read."""
+    shape = _shape().hex()
+    described = await connection.fetchval("select obj_description(to_regnamespace($1), 'pg_namespace')", _UPCOMING)
+    if described == shape:
+        return  # one that was killed left them, and perhaps what it had made
+    await connection.execute(f"drop schema if exists {_UPCOMING} cascade")
+    await connection.execute(SCHEMA.read_text().partition(_READ_MODELS)[2].replace("read_model", _UPCOMING))
+    await connection.execute(f"comment on schema {_UPCOMING} is '{shape}'")
+
+
+async def _put_in_place(connection: Connection) -> None:
+    as_owner = "set local role none"
+    await connection.execute(
+        f"{as_owner}; drop schema read_model cascade; alter schema {_UPCOMING} rename to read_model"
+    )
+    await connection.execute(SCHEMA.read_text().partition(_READ_MODELS)[2])  # functions name the schema
+    await connection.execute(as_owner)
+    await connection.execute("update ledger.schema_applied set read_models = $1", _shape())
 
 
 async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> bytes | None:
     if await connection.fetchval("select to_regclass('ledger.schema_applied')") is None:
         return None
     found: bytes | None = await connection.fetchval("select sha256 from ledger.schema_applied")
-    return found
-
-
-async def _shape(connection: "asyncpg.Connection[asyncpg.Record]") -> bytes | None:
-    applied = await connection.fetchrow(
-        "select * from ledger.schema_applied"
-        if await connection.fetchval("select to_regclass('ledger.schema_applied')") is not None
-        else "select null"
-    )
-    found: bytes | None = dict(applied or {}).get("read_models")
     return found

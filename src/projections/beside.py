@@ -56,6 +56,8 @@ class Job(Struct, frozen=True):
     dsn: str
     names: tuple[str, ...]
     upto: int
+    templates: str = LIVE
+    """The schema with the tables that they are like."""
 
 
 class Range(Struct, frozen=True):
@@ -81,21 +83,21 @@ class WorkerDied(Exception):  # noqa: N818 - as above
     """A process that made read models ended before it was done; nothing was changed. Why is said above, if at all."""
 
 
-async def begin(connection: Connection, job: Job, templates: str = LIVE, *, in_order: bool = False) -> None:
+async def begin(connection: Connection, job: Job, *, in_order: bool = False) -> None:
     """Note what is to be made, with empty tables for it, in one transaction: a kill leaves all of that or nothing.
 
-    Tables are like those of the schema `templates`, without their indexes. What is to be made `in_order` has no
+    The tables are without their indexes. What is to be made `in_order` has no
     ranges of streams: it begins at the beginning of the ledger.
     """
     async with connection.transaction():
         await drop_tables(connection)
         for name in (*job.names, "parked"):
             await connection.execute(
-                f"create table {BESIDE}.{name} (like {templates}.{name} including all excluding indexes)"
+                f"create table {BESIDE}.{name} (like {job.templates}.{name} including all excluding indexes)"
             )
             row_type = PROJECTIONS[name].row_type if name in PROJECTIONS else None
             if row_type is not None:
-                await connection.execute(f"create table {BESIDE}.{row_type} (like {templates}.{row_type})")
+                await connection.execute(f"create table {BESIDE}.{row_type} (like {job.templates}.{row_type})")
         await connection.execute(
             f"create table {BESIDE}.job (id uuid, names text[], templates text, made_by bytea, upto bigint, "
             "position bigint)"
@@ -104,7 +106,7 @@ async def begin(connection: Connection, job: Job, templates: str = LIVE, *, in_o
             f"insert into {BESIDE}.job values ($1, $2, $3, $4, $5, $6)",
             job.id,
             job.names,
-            templates,
+            job.templates,
             _MADE_BY,
             job.upto,
             0 if in_order else job.upto,
@@ -131,7 +133,7 @@ async def unfinished(connection: Connection, dsn: str, names: Sequence[str], tem
         templates,
         _MADE_BY,
     )
-    return None if row is None else Job(row["id"], dsn, tuple(names), row["upto"])
+    return None if row is None else Job(row["id"], dsn, tuple(names), row["upto"], templates)
 
 
 async def reached(connection: Connection) -> int:

@@ -6,7 +6,7 @@ Deliberately absent: catching up (runner.py), which a rebuild uses for the last 
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, Literal
 from uuid import uuid4
@@ -111,13 +111,45 @@ async def rebuild(
         raise UnknownProjection(f"{', '.join(sorted(unknown))}; there are {', '.join(PROJECTIONS)}")
     wanted = {name: one for name, one in PROJECTIONS.items() if not names or name in names}
     async with connected(dsn) as connection, _alone(connection):
-        async with aclosing(_made(connection, dsn, wanted, workers)) as made:
+        job = await unfinished(connection, dsn, tuple(wanted)) or await _begun(connection, dsn, wanted)
+        async with aclosing(_made(connection, job, workers)) as made:
             async for progress in made:
                 yield progress
-        for one in await _compare_all(connection, dsn, wanted):
+        for one in await _compare_all(connection, job):
             yield one
         if swap:
-            await _swap(connection, wanted)
+            await _swap(connection, job)
+
+
+async def reshape(
+    dsn: str, templates: str, put_in_place: Callable[[Connection], Awaitable[None]]
+) -> AsyncGenerator[Progress]:
+    """Make all read models anew in the shape that the empty ones in the schema `templates` have.
+
+    Those that are read stay as they are meanwhile, and whoever leads goes on adding to them. In the end, in one short
+    transaction, the new ones are in `templates`, and `put_in_place` is asked to put that schema in place. What one that
+    was killed had made is gone on with. Raises AlreadyRunning, WorkerDied.
+    """
+    async with connected(dsn) as connection, _alone(connection):
+        job = await unfinished(connection, dsn, tuple(PROJECTIONS), templates)
+        if job is None:
+            job = Job(uuid4(), dsn, tuple(PROJECTIONS), await _head(connection), templates)
+            await begin(connection, job)
+        async with aclosing(_made(connection, job, None)) as made:
+            async for progress in made:
+                yield progress
+        async with connection.transaction():
+            await connection.execute(f"select from {LIVE}.checkpoints for update")
+            position = await _follow_all(connection, job)
+            await _swap_tables(connection, job)
+            await connection.execute(
+                f"""insert into {templates}.checkpoints
+                    select name, $1, now(), version from unnest($2::text[], $3::int[]) n(name, version)""",
+                position,
+                list(PROJECTIONS),
+                [one.version for one in PROJECTIONS.values()],
+            )
+            await put_in_place(connection)
 
 
 @asynccontextmanager
@@ -132,17 +164,17 @@ async def _alone(connection: Connection) -> AsyncIterator[None]:
             await drop_tables(connection)
 
 
-async def _made(
-    connection: Connection, dsn: str, wanted: dict[str, Projection], workers: int | None
-) -> AsyncGenerator[Progress]:
-    """The tables beside, with indexes, nearly as far as the live ones."""
-    job = await unfinished(connection, dsn, tuple(wanted))
-    if job is None:
-        positions = await _positions(connection, wanted)
-        if len(set(positions.values())) > 1:
-            raise NotLevel(positions)
-        job = Job(uuid4(), dsn, tuple(wanted), min(positions.values()))
-        await begin(connection, job)
+async def _begun(connection: Connection, dsn: str, wanted: dict[str, Projection]) -> Job:
+    positions = await _positions(connection, wanted)
+    if len(set(positions.values())) > 1:
+        raise NotLevel(positions)
+    job = Job(uuid4(), dsn, tuple(wanted), min(positions.values()))
+    await begin(connection, job)
+    return job
+
+
+async def _made(connection: Connection, job: Job, workers: int | None) -> AsyncGenerator[Progress]:
+    """The tables beside, with indexes, nearly as far as they are to be."""
     taken = 0
     try:
         async with aclosing(fill(connection, job, workers or len(os.sched_getaffinity(0)))) as filling:
@@ -152,12 +184,17 @@ async def _made(
     except Refused:
         # Which of two rows is the one too many depends on which was first: in the order of the ledger, then.
         await begin(connection, job, in_order=True)
-    await asyncio.gather(*(_add_indexes(dsn, name) for name in (*wanted, "parked")))
+    await asyncio.gather(*(_add_indexes(job, name) for name in (*job.names, "parked")))
     more = True
     while more:
         async with connection.transaction():
-            position, more = await _follow(connection, wanted)
+            position, more = await _follow(connection, job)
         yield Progress(facts=position, of=max(position, job.upto))
+
+
+async def _head(connection: Connection) -> int:
+    position: int = await connection.fetchval("select position from ledger.head")
+    return position
 
 
 async def _positions(connection: Connection, wanted: dict[str, Projection]) -> dict[str, int]:
@@ -165,31 +202,31 @@ async def _positions(connection: Connection, wanted: dict[str, Projection]) -> d
     return {one.application_name: one.notification_id for one in checkpoints if one.application_name in wanted}
 
 
-async def _add_indexes(dsn: str, name: str) -> None:
+async def _add_indexes(job: Job, name: str) -> None:
     """The same indexes under the same names as the live table's, made when the rows are in."""
-    async with connected(dsn) as connection:
+    async with connected(job.dsn) as connection:
         # Each table has a session of its own: helpers of PostgreSQL's would only take turns with those.
         await connection.execute(
             "set maintenance_work_mem = '256MB'; set max_parallel_maintenance_workers = 0; set synchronous_commit = off"
         )
-        await create_indexes(connection, name)
+        await create_indexes(connection, name, job.templates)
 
 
-async def _compare_all(connection: Connection, dsn: str, wanted: dict[str, Projection]) -> list[Compared]:
+async def _compare_all(connection: Connection, job: Job) -> list[Compared]:
     """Both at one position, seen as of one moment, a table a session; the live ones move on meanwhile."""
-    async with connected(dsn) as other:
+    async with connected(job.dsn) as other:
         holding = other.transaction()
         await holding.start()
         # Holding the checkpoints keeps the runner where it is until the last few facts are in, and seen.
         await checkpoints_of(other, lock=True)
         async with connection.transaction():
-            position = await _follow_all(connection, wanted)
+            position = await _follow_all(connection, job)
         versions = await of_other_versions(other)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             snapshot: str = await connection.fetchval("select pg_export_snapshot()")
             await holding.rollback()
             return await asyncio.gather(
-                *(_compare(dsn, one, position, snapshot, versions.get(one.name)) for one in wanted.values())
+                *(_compare(job.dsn, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names)
             )
 
 
@@ -253,41 +290,53 @@ def _document(value: object) -> dict[str, Any]:
         return {}
 
 
-async def _swap(connection: Connection, wanted: dict[str, Projection]) -> None:
+async def _swap(connection: Connection, job: Job) -> None:
     """The facts since, while the runner goes on; then, in one short transaction, the last few and the swap."""
     async with connection.transaction():
-        await _follow_all(connection, wanted)
+        await _follow_all(connection, job)
     async with connection.transaction():
         # Holding the checkpoints keeps the runner from writing to the tables that are about to go.
         await checkpoints_of(connection, lock=True)
-        await _follow_all(connection, wanted)
-        for name, one in wanted.items():
-            comment = await connection.fetchval(
-                "select quote_literal(obj_description($1::text::regclass))", f"{LIVE}.{name}"
-            )
-            await connection.execute(f"drop table {LIVE}.{name}")
-            await connection.execute(f"alter table {BESIDE}.{name} set schema {LIVE}")
-            await connection.execute(f"comment on table {LIVE}.{name} is {comment}")
+        await _follow_all(connection, job)
+        await _swap_tables(connection, job)
+        for name in job.names:
             await connection.execute(
-                f"update {LIVE}.checkpoints set version = $2 where projection = $1", name, one.version
+                f"update {LIVE}.checkpoints set version = $2 where projection = $1", name, PROJECTIONS[name].version
             )
-        await connection.execute(f"delete from {LIVE}.parked where projection = any($1)", list(wanted))
-        await connection.execute(f"insert into {LIVE}.parked table {BESIDE}.parked")
-        await connection.execute(f"drop table {BESIDE}.job")  # it is done: after a kill there is nothing to go on with
 
 
-async def _follow_all(connection: Connection, wanted: dict[str, Projection]) -> int:
-    """Take the facts since into the tables beside, as far as the live ones are, within a transaction."""
+async def _swap_tables(connection: Connection, job: Job) -> None:
+    """Put the tables beside in the place of those that they are like, within a transaction."""
+    schema = job.templates
+    for name in job.names:
+        comment = await connection.fetchval(
+            "select quote_literal(obj_description($1::text::regclass))", f"{schema}.{name}"
+        )
+        await connection.execute(f"drop table {schema}.{name}")
+        await connection.execute(f"alter table {BESIDE}.{name} set schema {schema}")
+        await connection.execute(f"comment on table {schema}.{name} is {comment}")
+    await connection.execute(f"delete from {schema}.parked where projection = any($1)", job.names)
+    await connection.execute(f"insert into {schema}.parked table {BESIDE}.parked")
+    await connection.execute(f"drop table {BESIDE}.job")  # it is done: after a kill there is nothing to go on with
+
+
+async def _follow_all(connection: Connection, job: Job) -> int:
+    """Take the facts since into the tables beside, as far as they are to be, within a transaction."""
     while True:
-        position, more = await _follow(connection, wanted)
+        position, more = await _follow(connection, job)
         if not more:
             return position
 
 
-async def _follow(connection: Connection, wanted: dict[str, Projection]) -> tuple[int, bool]:
-    """The next of them; returns how far the tables beside are then, and whether there are many more."""
+async def _follow(connection: Connection, job: Job) -> tuple[int, bool]:
+    """The next of them; returns how far the tables beside are then, and whether there are many more.
+
+    They go as far as the live ones; where they are to have another shape than those, as far as the ledger.
+    """
     position = await reached(connection)
-    upto = min((await _positions(connection, wanted)).values())
+    wanted = {name: PROJECTIONS[name] for name in job.names}
+    live = job.templates == LIVE
+    upto = min((await _positions(connection, wanted)).values()) if live else await _head(connection)
     batch = await read(connection, position, _CHUNK, upto=upto)
     if batch:
         await take_in(connection, batch, Fold(connection), dict.fromkeys(wanted, position), BESIDE)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -319,6 +320,30 @@ async def test_read_models_that_are_not_level_are_left_for_later(ledger: Ledger,
 
 
 # ------------------------------------------------------------------------------------------- another version
+
+COLUMNS = {
+    ("attachments", 1): "c00980ae",
+    ("comments", 1): "e0e6ae2a",
+    ("counts", 1): "de1d8fbf",
+    ("history", 1): "abc8f7ac",
+    ("people", 1): "01d90ce9",
+    ("texts", 1): "ec715673",
+    ("tickets", 1): "b67a768f",
+}
+"""The columns of each read model, by its version: a hash of their names and types."""
+
+
+async def test_a_table_of_other_columns_is_another_version(owner: Connection) -> None:
+    """Else a process of the version before, still running, would go on adding its rows to the new tables."""
+    rows = await owner.fetch(
+        """select c.relname, string_agg(format('%s %s', a.attname, format_type(a.atttypid, null)), ', ' order by attnum)
+           from pg_class c join pg_attribute a on a.attrelid = c.oid and attnum > 0 and not attisdropped
+           where relnamespace = 'read_model'::regnamespace and relkind = 'r' group by 1"""
+    )
+    found = {name: sha256(columns.encode()).hexdigest()[:8] for name, columns in rows if name in PROJECTIONS}
+    assert {(name, one.version): found[name] for name, one in PROJECTIONS.items()} == COLUMNS, (
+        "raise Projection.version where the columns changed, and note them here"
+    )
 
 
 async def test_rows_of_another_version_are_left_to_it_and_made_anew_by_a_rebuild(

@@ -45,7 +45,7 @@ def import_servicenow(file: Path, *, as_json: bool) -> None:
         return report
 
     try:
-        with open_database(settings) as dsn:
+        with open_database(settings, read_models=True) as dsn:
             report: servicenow.Report = run(importing(dsn))
     except LogError as error:
         fail(str(error))

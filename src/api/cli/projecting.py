@@ -84,7 +84,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
         return compared, facts
 
     try:
-        with open_database(settings_or_fail()) as dsn:
+        with open_database(settings_or_fail(), read_models=True) as dsn:
             compared, facts = run(making(dsn))
     except rebuilding.UnknownProjection as error:
         fail(f"There is no read model called {error}.")

@@ -16,8 +16,6 @@ import click
 
 from api import auth, logs
 from api.cli.terminal import fail, open_database, run, say, settings_or_fail
-from api.database import apply_schema, database
-from api.embedded import EmbeddedServerError
 from api.settings import PARTS, Part, Settings
 from tickets.permissions import Role
 
@@ -43,7 +41,7 @@ def serve(host: str | None, port: int | None, only: tuple[Part, ...]) -> None:
         async with app.application(settings, dsn, only or PARTS) as asgi:
             await app.serve(asgi, host, port, lambda: _welcome(settings, host, port))
 
-    with _terminating(), open_database(settings) as dsn:
+    with _terminating(), open_database(settings, read_models=True) as dsn:
         run(serving(dsn))
 
 
@@ -122,13 +120,12 @@ def token(role: str, sub: UUID | None, username: str | None, teams: tuple[str, .
 
 @click.command()
 def schema() -> None:
-    """Apply schema.sql, as the owner of the database; `serve` does it by itself where it may."""
-    settings = settings_or_fail()
-    try:
-        with database(settings.database_url, settings.data_dir) as dsn:
-            say("The schema has been applied." if run(apply_schema(dsn)) else "The schema is up to date.")
-    except EmbeddedServerError as error:
-        fail(str(error))
+    """Apply schema.sql, as the owner of the database, and make read models of another shape or version anew.
+
+    `serve` does it by itself where it may. Whoever runs goes on meanwhile.
+    """
+    with open_database(settings_or_fail(), read_models=True):
+        say("The database is as this version has it.")
 
 
 COMMANDS: Final = (serve, token, schema)

@@ -3,6 +3,7 @@
 Deliberately absent: the commands.
 """
 
+import asyncio
 import gc
 import os
 import sys
@@ -26,10 +27,11 @@ from rich.progress import (
 from rich.text import Text
 
 from api import logs
-from api.database import apply_schema, database
+from api.database import apply_schema, bring_up, database
 from api.embedded import EmbeddedServerError
 from api.files.storage import StorageAway
 from api.settings import Settings, SettingsError, read_settings
+from projections.rebuild import AlreadyRunning
 from projections.runner import catch_up_alone
 from tickets.connections import CONNECTION_LOST, connected
 
@@ -102,13 +104,28 @@ def run(main: Any) -> Any:
 
 
 @contextmanager
-def open_database(settings: Settings) -> Iterator[str]:
+def open_database(settings: Settings, *, read_models: bool = False) -> Iterator[str]:
+    """The database's URL, with the ledger as this version has it; with `read_models`, those too."""
     try:
         with database(settings.database_url, settings.data_dir) as dsn:
             run(apply_schema(dsn))
+            if read_models:
+                run(_bring_up(dsn))
             yield dsn
     except EmbeddedServerError as error:
         fail(str(error))
+
+
+async def _bring_up(dsn: str) -> None:
+    with progress("making read models anew") as told:
+        while True:
+            try:
+                async for step in bring_up(dsn):
+                    told(step.facts, step.of)
+            except AlreadyRunning:
+                await asyncio.sleep(0.5)  # another process is at it
+            else:
+                return
 
 
 def settings_or_fail() -> Settings:
