@@ -79,6 +79,7 @@ ATTACHMENTS: Final = Projection(
     columns=("attachment_id", "ticket_id", "position", "version", "sha256", "waiting", "deleted_at", "doc"),
     rows=_rows,
     newest_only=True,
+    of_stream="ticket_id = $1 and deleted_at is null",
     about=frozenset({AttachmentAdded, AttachmentDeleted, AttachmentScanned}),
 )
 

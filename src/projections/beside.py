@@ -303,7 +303,7 @@ async def _work() -> None:
 
 async def _fill_range(connection: Connection, job: Job, wanted: Range) -> _Answer:
     found = await read_streams(connection, wanted.first, wanted.last, upto=job.upto)
-    rows, given_up = _rows_of_streams(found, {name: PROJECTIONS[name] for name in job.names})
+    rows, given_up = rows_of_streams(found, {name: PROJECTIONS[name] for name in job.names})
     try:
         async with connection.transaction():
             await connection.execute("set local synchronous_commit = off")  # lost with the server, it is made again
@@ -331,7 +331,7 @@ async def _taken(connection: Connection, job: Job, wanted: Range) -> bool:
     return done is not None
 
 
-def _rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tuple[dict[str, list[Row]], list[Parked]]:
+def rows_of_streams(chunk: list[Raw], wanted: Mapping[str, Projection]) -> tuple[dict[str, list[Row]], list[Parked]]:
     """The rows that whole streams make; of each stream only the newest row where only that one stands."""
     rows: dict[str, list[Row]] = {name: [] for name in wanted}
     given_up: list[Parked] = []

@@ -100,6 +100,7 @@ COMMENTS: Final = Projection(
     columns=("comment_id", "ticket_id", "position", "version", "internal", "deleted", "doc"),
     rows=_rows,
     newest_only=True,
+    of_stream="ticket_id = $1 and not deleted",
 )
 
 

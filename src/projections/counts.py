@@ -63,6 +63,7 @@ COUNTS: Final = Projection(
     rows=_rows,
     newest_only=False,
     sums=True,
+    of_stream=None,
     key_columns=3,
 )
 

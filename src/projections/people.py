@@ -24,6 +24,7 @@ PEOPLE: Final = Projection(
     newest_only=True,
     one_a_stream=True,
     about=frozenset({PersonSeen}),
+    of_stream=None,
 )
 
 

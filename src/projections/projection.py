@@ -61,6 +61,8 @@ class Projection(Struct, frozen=True):
     sums: bool = False
     row_type: str | None = None
     """The type of a row where it is not that of the table, because the table adds columns of its own."""
+    of_stream: str | None = "ticket_id = $1"
+    """As SQL, the rows that show something of a ticket; None where no row is one ticket's."""
     version: int = 1
     """Goes up when the same facts make other rows: those of the version before are then made anew."""
     about: frozenset[type[Fact]] | None = None

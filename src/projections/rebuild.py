@@ -256,11 +256,12 @@ async def _compare(dsn: str, one: Projection, position: int, snapshot: str, othe
         unexpected=row[2],
         made_by=one.version if other_version is None else other_version,
         expected=other_version is not None,
-        differences=[_difference(*example) for example in examples],
+        differences=[difference(*example) for example in examples],
     )
 
 
-def _difference(key: str, live: str | None, made: str | None) -> Difference:
+def difference(key: str, live: str | None, made: str | None) -> Difference:
+    """What is wrong with a row, from its key, the row that is there and the one that should be, as JSON."""
     was, should = (None if one is None else msgspec.json.decode(one, type=dict[str, Any]) for one in (live, made))
     return Difference(
         key={name: str(value) for name, value in msgspec.json.decode(key).items()},

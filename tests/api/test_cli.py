@@ -160,6 +160,28 @@ def test_check_and_rebuild_find_every_read_model_as_it_should_be(imported: dict[
         assert {one["projection"] for one in compared if not one["rows"]} == {"attachments"}, "the log has no files"
 
 
+def test_the_rows_of_one_ticket_are_put_right(imported: dict[str, str]) -> None:
+    async def spoil() -> tuple[str, str]:
+        connection = await connect(imported["DATABASE_URL"], role=None)
+        spoilt = await connection.fetchrow(
+            """update read_model.tickets set team = 'Nobody' where ticket_id =
+               (select ticket_id from read_model.tickets order by number limit 1) returning ticket_id, number"""
+        )
+        await connection.close()
+        assert spoilt is not None
+        return str(spoilt["ticket_id"]), spoilt["number"]
+
+    ticket_id, number = asyncio.run(spoil())
+    checked = tickets("projections", "check", **imported)
+    assert (checked.returncode, f"{ticket_id} different: team" in checked.stdout) == (1, True)
+    done = tickets("projections", "rebuild", "--only", number, **imported)
+    assert (done.returncode, done.stdout) == (0, f"tickets    {ticket_id} different: team: put right\n")
+    assert json.loads(tickets("projections", "rebuild", "--only", ticket_id, "--json", **imported).stdout) == []
+    assert tickets("projections", "check", **imported).returncode == 0
+    assert tickets("projections", "rebuild", "--only", "TKT-0", **imported).returncode == 2
+    assert tickets("projections", "rebuild", "--only", number, "people", **imported).returncode == 2
+
+
 def test_status_says_how_far_each_read_model_is(imported: dict[str, str]) -> None:
     seen = json.loads(tickets("projections", "status", "--json", **imported).stdout)
     assert {one["behind"] for one in seen["projections"]} == {0}

@@ -11,8 +11,11 @@ import click
 
 from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
 from projections import rebuild as rebuilding
+from projections.drift import Drift, put_right
+from projections.replay import find_ticket
 from projections.status import read_status
 from tickets.connections import connected
+from tickets.ledger import Ledger
 
 
 @click.group()
@@ -52,10 +55,44 @@ _WORKERS: Final = click.option(
 @projections.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_WORKERS
+@click.option("--only", multiple=True, metavar="TICKET", help="Only the rows of this ticket, by id or number.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def rebuild(*, names: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+def rebuild(*, names: tuple[str, ...], workers: int | None, only: tuple[str, ...], as_json: bool) -> None:
     """Make read models anew beside the live ones and swap them in; reads and writes go on meanwhile."""
-    _made_anew(names, swap=True, workers=workers, as_json=as_json)
+    if only and (names or workers):
+        fail("--only cannot go together with names or --workers: it puts every read model of a ticket right.")
+    if only:
+        _put_right(only, as_json=as_json)
+    else:
+        _made_anew(names, swap=True, workers=workers, as_json=as_json)
+
+
+def _put_right(only: tuple[str, ...], *, as_json: bool) -> None:
+    async def putting(dsn: str) -> list[Drift]:
+        found: list[Drift] = []
+        async with Ledger.open(dsn) as ledger, connected(dsn) as connection:
+            for one in only:
+                ticket_id = await find_ticket(ledger, one)
+                if ticket_id is None or not await ledger.facts(ticket_id, upto=1):
+                    fail(f"There is no ticket {one}.")
+                found += await put_right(connection, ticket_id)
+        return found
+
+    with open_database(settings_or_fail(), read_models=True) as dsn:
+        found: list[Drift] = run(putting(dsn))
+    if as_json:
+        print_json(found)
+        return
+    for drift in found:
+        for row in drift.differences:
+            click.echo(f"{drift.projection:<10} {_told(row)}: put right")
+    if not found:
+        click.echo("All is as it should be.")
+
+
+def _told(row: rebuilding.Difference) -> str:
+    fields = f": {', '.join(row.fields)}" if row.fields else ""
+    return f"{' '.join(row.key.values())} {row.what}{fields}"
 
 
 @projections.command()
@@ -98,8 +135,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
             why = f": version {one.made_by} made them" if one.expected else "" if one.clean else ": drift"
             click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}{why}")
             for row in one.differences:
-                fields = f": {', '.join(row.fields)}" if row.fields else ""
-                click.echo(f"           {' '.join(row.key.values())} {row.what}{fields}")
+                click.echo(f"           {_told(row)}")
         took = max((datetime.now(UTC) - started).total_seconds(), 0.001)
         say(f"{facts:,} facts in {took:.1f} s, {facts / took:,.0f}/s")
     sys.exit(0 if swap or all(one.clean for one in compared) else 1)

@@ -1,0 +1,111 @@
+"""One ticket's rows held against what its facts say: for samples all day long, and to put one ticket right.
+
+A rebuild compares whole read models; this compares one stream, in a few indexed reads. Deliberately absent: sums
+over many tickets, of which one ticket's part cannot be told (a check or a rebuild holds those), and when a sample is
+taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from random import SystemRandom
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+
+from projections.beside import rows_of_streams
+from projections.projection import LIVE, Projection, Row, write
+from projections.rebuild import Difference, difference
+from projections.runner import PROJECTIONS, checkpoints_of
+from tickets.connections import Connection
+from tickets.ledger import read_streams
+
+COMPARED: Final[dict[str, Projection]] = {name: one for name, one in PROJECTIONS.items() if one.of_stream is not None}
+"""The read models that have rows of one ticket."""
+
+_EXAMPLES: Final = 20
+
+_luck: Final = SystemRandom()
+
+
+class Drift(Struct, frozen=True):
+    """Rows of one ticket in one read model that are not what its facts say."""
+
+    projection: str
+    stream_id: UUID
+    differences: list[Difference]
+
+
+async def sample(connection: Connection) -> UUID | None:
+    """A ticket by luck, the more likely the more happened to it; None where luck has found a person, or nothing."""
+    head: int = await connection.fetchval("select position from ledger.head")
+    found: UUID | None = await connection.fetchval(
+        "select stream_id from ledger.events where position = $1 and topic like 'ticket.%'",
+        _luck.randint(1, max(head, 1)),
+    )
+    return found
+
+
+async def drift_of(connection: Connection, stream_id: UUID) -> list[Drift]:
+    """What is not as it should be of one ticket, seen as of one moment; where it is parked, nothing is expected."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        return await _differences(connection, stream_id, await _rows(connection, stream_id))
+
+
+async def put_right(connection: Connection, stream_id: UUID) -> list[Drift]:
+    """Make one ticket's rows what its facts say; returns what was not."""
+    async with connection.transaction():
+        # Holding the checkpoints keeps the runner from adding to it meanwhile.
+        await checkpoints_of(connection, lock=True)
+        rows = await _rows(connection, stream_id)
+        found = await _differences(connection, stream_id, rows)
+        for drift in found:
+            one = COMPARED[drift.projection]
+            table, made = f"{LIVE}.{one.name}", f"select {one.key} from unnest($2::{LIVE}.{one.row_type or one.name}[])"
+            await connection.execute(
+                f"delete from {table} where ({one.of_stream}) or ({one.key}) in ({made})", stream_id, rows[one.name]
+            )
+            await write(connection, one, rows[one.name])
+    return found
+
+
+async def _rows(connection: Connection, stream_id: UUID) -> dict[str, Sequence[Row]]:
+    """The rows that the facts make of it, as far as each read model has come that follows it at all."""
+    following = await connection.fetch(
+        f"""select projection, position, version from {LIVE}.checkpoints c
+            where not exists (select from {LIVE}.parked p where p.projection = c.projection and p.stream_id = $1)""",
+        stream_id,
+    )
+    positions: dict[int, list[str]] = {}
+    for name, position, version in following:
+        if name in COMPARED and version == COMPARED[name].version:
+            positions.setdefault(position, []).append(name)
+    facts = await read_streams(connection, stream_id, stream_id, upto=max(positions, default=0))
+    rows: dict[str, Sequence[Row]] = {}
+    for position, names in positions.items():
+        made, given_up = rows_of_streams(
+            [raw for raw in facts if raw.position <= position], {name: COMPARED[name] for name in names}
+        )
+        broken = {name for name, *_ in given_up}  # parked just now, or about to be
+        rows |= {name: of_one for name, of_one in made.items() if name not in broken}
+    return rows
+
+
+async def _differences(connection: Connection, stream_id: UUID, rows: Mapping[str, Sequence[Row]]) -> list[Drift]:
+    found: list[Drift] = []
+    for name, made in rows.items():
+        one = COMPARED[name]
+        columns, key = ", ".join(one.columns), ", ".join(f"'{part}', {part}" for part in one.columns[: one.key_columns])
+        different = await connection.fetch(
+            f"""with made as materialized (select {columns} from unnest($2::{LIVE}.{one.row_type or name}[])),
+                     live as materialized (select {columns} from {LIVE}.{name} where {one.of_stream}
+                                           union select {", ".join(f"l.{part}" for part in one.columns)}
+                                           from {LIVE}.{name} l join made using ({one.key}))
+                select json_build_object({key}), to_json(live), to_json(made)
+                from live full join made using ({one.key}) where live is distinct from made
+                order by {one.key} limit {_EXAMPLES}""",
+            stream_id,
+            made,
+        )
+        if different:
+            found.append(Drift(name, stream_id, [difference(*row) for row in different]))
+    return found
