@@ -24,13 +24,14 @@ from benchmarks.conversation import CONVERSATION
 from benchmarks.databases import Server, running_server
 from benchmarks.live import LIVE
 from benchmarks.machine import Machine, describe
+from benchmarks.meanwhile import MEANWHILE
 from benchmarks.measurement import Bench, Benchmark, Result, Round, result
 from benchmarks.queries import QUERIES
 from benchmarks.rebuild import REBUILD
 from benchmarks.replay import REPLAY
 
 RESULTS: Final = Path(__file__).parent / "results"
-BENCHMARKS: Final = {one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, QUERIES, CONVERSATION)}
+BENCHMARKS: Final = {one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, MEANWHILE, QUERIES, CONVERSATION)}
 
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 

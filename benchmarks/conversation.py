@@ -20,9 +20,8 @@ from uuid import UUID, uuid4
 from benchmarks.lives import LEADS, START, USERS, appending, asked_for, created, seeded
 from benchmarks.load import Answered, Load, elsewhere, repeat_requests, request
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target, percentile
+from benchmarks.rebuild import project
 from benchmarks.serving import everybody, running_service, token
-from projections.rebuild import rebuild
-from projections.runner import PROJECTIONS
 from tickets.connections import connected
 from tickets.events import By, CommentAdded
 from tickets.handler import Handler
@@ -87,17 +86,7 @@ async def _fill(dsn: str, count: int) -> None:
                 await one(_COMMENTS)
 
         await asyncio.gather(*(several() for _ in range(64)))
-        head = await ledger.head()
-    async with connected(dsn) as connection:
-        await connection.execute(
-            "insert into read_model.checkpoints select name, $1, now(), 1 from unnest($2::text[]) name",
-            head,
-            list(PROJECTIONS),
-        )
-    async for _ in rebuild(dsn):
-        pass
-    async with connected(dsn) as connection:
-        await connection.execute("vacuum analyze")
+    await project(dsn)
 
 
 async def _nobody(_person_id: UUID) -> None:

@@ -1,0 +1,102 @@
+"""A rebuild of a million facts while people work: how fast it is, and what they notice.
+
+`tickets serve` runs on a ledger of a million facts; commands and queries come at a steady rate, each from a
+process of its own, and all read models are made anew by two workers, held against the live ones row by row,
+and swapped in. For comparison asyncpg reads the same rows with the same cursor, before. Latency counts from
+when a request was due; the worst of all is told, because a stall is what a swap would show as. Generators,
+service, workers and database share the machine. No request may fail, and the read models must be as they
+should be.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from time import perf_counter
+from typing import Final
+
+from benchmarks.lives import LEADS, fill
+from benchmarks.load import Answered, Load, elsewhere, repeat_requests, request, work_on_tickets
+from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target, percentile
+from benchmarks.rebuild import project, scan
+from benchmarks.serving import everybody, running_service, token
+from projections.rebuild import Compared, rebuild
+from projections.runner import PROJECTIONS
+from tickets.connections import connected
+
+_COMMANDS_A_SECOND: Final = 50
+_QUERIES_A_SECOND: Final = 100
+_LONGER_THAN_READING: Final = 14
+"""How many times as long as reading the rows the load goes on: longer than a rebuild, without knowing how long."""
+
+
+async def _measure(bench: Bench) -> AsyncIterator[Round]:
+    tickets = 6_000 if bench.quick else 156_000
+    bench.say(f"a ledger with {tickets:,} tickets …")
+    dsn = await bench.server.filled(f"{tickets} lives", partial(fill, tickets=tickets))
+    await project(dsn)
+    async with connected(dsn) as reader, running_service(dsn, bench.folder) as port:
+        tokens = await everybody(port)
+        for _ in range(bench.rounds):
+            await bench.server.settle()
+            facts: int = await reader.fetchval("select position from ledger.head")
+            scanned = await scan(reader, facts)
+            load = Load(
+                ports=(port,),
+                connections=16,
+                rate=_COMMANDS_A_SECOND,
+                warm_up_s=2,
+                seconds=max(10, scanned * _LONGER_THAN_READING),
+            )
+            rows = await reader.fetch("select ticket_id from read_model.tickets order by md5(number) limit 200")
+            lead = token(LEADS[0])
+            asked = [
+                request("GET", path, lead)
+                for (ticket,) in rows
+                for path in (f"/api/v1/tickets/{ticket}", f"/api/v1/tickets/{ticket}/history", "/api/v1/tickets")
+            ]
+            queries = Load(ports=(port,), connections=16, rate=_QUERIES_A_SECOND, warm_up_s=2, seconds=load.seconds)
+            working = asyncio.create_task(elsewhere(work_on_tickets, load, tokens))
+            asking = asyncio.create_task(elsewhere(repeat_requests, queries, asked))
+            await asyncio.sleep(3)
+            rebuilt = await _rebuild(dsn)
+            assert not working.done(), "the load ended before the rebuild did"
+            worked, answered = await working, await asking
+            _check(worked, {200, 201})
+            _check(answered, {200})
+            yield {
+                "facts": facts,
+                "rebuild": facts / rebuilt,
+                "ratio": scanned / rebuilt,
+                "commands-p99": percentile(worked.latencies_ms, 99),
+                "commands-max": max(worked.latencies_ms),
+                "queries-p99": percentile(answered.latencies_ms, 99),
+                "queries-max": max(answered.latencies_ms),
+            }
+
+
+def _check(answered: Answered, good: set[int]) -> None:
+    assert set(answered.statuses) == good, answered.statuses
+
+
+async def _rebuild(dsn: str) -> float:
+    started = perf_counter()
+    compared = [step async for step in rebuild(dsn, workers=2) if isinstance(step, Compared)]
+    took = perf_counter() - started
+    assert [one.projection for one in compared] == list(PROJECTIONS)
+    assert all(one.clean for one in compared), compared
+    return took
+
+
+MEANWHILE: Final = Benchmark(
+    "meanwhile",
+    (
+        Figure("rebuild", "rebuilding a million facts under load, two workers", "facts/s", Target(">=", 50_000)),
+        Figure("ratio", "rebuilding / asyncpg reading the same rows", "x"),
+        Figure("commands-max", f"{_COMMANDS_A_SECOND} commands/s meanwhile, the slowest", "ms", Target("<", 250)),
+        Figure("commands-p99", "the same, p99", "ms"),
+        Figure("queries-max", f"{_QUERIES_A_SECOND} queries/s meanwhile, the slowest", "ms"),
+        Figure("queries-p99", "the same, p99", "ms"),
+        Figure("facts", "facts in the ledger", "facts"),
+    ),
+    _measure,
+)
