@@ -1,30 +1,35 @@
 """One ticket's rows held against what its facts say: for samples all day long, and to put one ticket right.
 
 A rebuild compares whole read models; this compares one stream, in a few indexed reads. Deliberately absent: sums
-over many tickets, of which one ticket's part cannot be told (a check or a rebuild holds those), and when a sample is
-taken.
+over many tickets, of which one ticket's part cannot be told: a check or a rebuild holds those.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from random import SystemRandom
 from typing import Final
 from uuid import UUID
 
+import asyncpg
+import structlog
 from msgspec import Struct
 
 from projections.beside import rows_of_streams
 from projections.projection import LIVE, Projection, Row, write
 from projections.rebuild import Difference, difference
 from projections.runner import PROJECTIONS, checkpoints_of
-from tickets.connections import Connection
+from tickets.connections import CONNECTION_LOST, Connection, connected
 from tickets.ledger import read_streams
 
 COMPARED: Final[dict[str, Projection]] = {name: one for name, one in PROJECTIONS.items() if one.of_stream is not None}
 """The read models that have rows of one ticket."""
 
 _EXAMPLES: Final = 20
+_REMEMBERED: Final = 100
+"""So many tickets that were found not to be right are looked at again, one each time, until they are."""
 
 _luck: Final = SystemRandom()
+_log: Final = structlog.get_logger(__name__)
 
 
 class Drift(Struct, frozen=True):
@@ -66,6 +71,44 @@ async def put_right(connection: Connection, stream_id: UUID) -> list[Drift]:
             )
             await write(connection, one, rows[one.name])
     return found
+
+
+class Sampler:
+    """Holds tickets by luck against their facts, all day long; what is found is known until it is right again."""
+
+    def __init__(self, dsn: str, *, seconds: float, found: Callable[[int], None]) -> None:
+        """A ticket every so many seconds. `found` is told how many are known not to be right."""
+        self._dsn, self._seconds, self._told = dsn, seconds, found
+        self.sampled = 0
+        """How many were looked at."""
+        self.found: dict[UUID, list[Drift]] = {}
+        """Those that were not right when they were last looked at, a hundred of them at most."""
+
+    async def run(self, leads: Callable[[], bool]) -> None:
+        """Do so as long as the runner of this process leads, until cancelled."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            if not leads():
+                continue
+            try:
+                await self.look()
+            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+                _log.warning("drift.not_looked", error=repr(error))
+
+    async def look(self) -> None:
+        """Look at one ticket, and again at the one that has waited longest of those that were not right."""
+        async with connected(self._dsn) as connection:
+            again = next(iter(self.found), None)
+            for stream_id in {await sample(connection), again} - {None}:
+                assert stream_id is not None  # noqa: S101 - for the type checker
+                drift = await drift_of(connection, stream_id)
+                self.sampled += stream_id != again
+                known = self.found.pop(stream_id, None)
+                if drift and len(self.found) < _REMEMBERED:
+                    self.found[stream_id] = drift
+                for one in drift if known is None else ():
+                    _log.error("projection.drift", projection=one.projection, stream_id=str(stream_id))
+        self._told(len(self.found))
 
 
 async def _rows(connection: Connection, stream_id: UUID) -> dict[str, Sequence[Row]]:

@@ -1,10 +1,12 @@
 """One ticket's rows held against its facts, on a real database: whatever is wrong with it is found, and put right."""
 
+import asyncio
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
 
-from projections.drift import COMPARED, drift_of, put_right, sample
+from projections.drift import COMPARED, Sampler, drift_of, put_right, sample
 from tests.conftest import eventually
 from tests.projections.test_rebuild import DRIFTS, FIELDS, caught_up
 from tests.projections.test_runner import broken, dump, level, live, running, store
@@ -105,3 +107,38 @@ async def test_it_reads_by_indexes(owner: Connection, name: str) -> None:
     plan = "\n".join(row[0] for row in await owner.fetch(f"explain execute asked ('{uuid4()}')"))
     assert "Seq Scan" not in plan, plan
     assert "Index" in plan
+
+
+async def test_samples_find_drift_and_forget_it_once_it_is_put_right(
+    ledger: Ledger, owner: Connection, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await caught_up(ledger, owner, dsn, 3)
+    told: list[int] = []
+    sampler = Sampler(dsn, seconds=0.001, found=told.append)
+    looking = asyncio.create_task(sampler.run(lambda: True))
+    await eventually(lambda: _is(lambda: sampler.sampled > 10))
+    assert (sampler.found, set(told)) == ({}, {0})
+    stream = await owner.fetchval(
+        """update read_model.tickets set team = 'Nobody' where ticket_id =
+           (select ticket_id from read_model.tickets order by ticket_id limit 1) returning ticket_id"""
+    )
+    await eventually(lambda: _is(lambda: told[-1] == 1))
+    assert {(one.projection, *one.differences[0].fields) for one in sampler.found[stream]} == {("tickets", "team")}
+    await eventually(lambda: _is(lambda: sampler.sampled > 40))
+    assert capsys.readouterr().out.count("projection.drift") == 1, "an alarm is raised once"
+    await put_right(owner, stream)
+    await eventually(lambda: _is(lambda: told[-1] == 0))
+    looking.cancel()
+
+
+async def test_who_does_not_lead_takes_no_samples(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    await caught_up(ledger, owner, dsn, 3)
+    sampler = Sampler(dsn, seconds=0.001, found=lambda _: None)
+    looking = asyncio.create_task(sampler.run(lambda: False))
+    await asyncio.sleep(0.1)
+    looking.cancel()
+    assert sampler.sampled == 0
+
+
+async def _is(holds: Callable[[], bool]) -> bool:
+    return holds()
