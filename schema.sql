@@ -264,6 +264,7 @@ create index if not exists tickets_by_priority on read_model.tickets (priority, 
 create index if not exists tickets_by_status on read_model.tickets (status_rank, ticket_id) where not deleted;
 create index if not exists tickets_of_status on read_model.tickets (status, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_requester on read_model.tickets (requester_id, created_at, ticket_id) where not deleted;
+create index if not exists tickets_deleted_of_requester on read_model.tickets (requester_id) where deleted;
 create index if not exists tickets_of_assignee on read_model.tickets (assignee_id, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_team on read_model.tickets (team, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_priority on read_model.tickets (priority, created_at, ticket_id) where not deleted;

@@ -35,6 +35,7 @@ from api.queries.system import explain_problem, health, metrics, ready
 from api.requests import Installation
 from api.settings import PARTS, Part, Settings
 from projections import people
+from projections.feed import Tail
 from projections.freshness import Freshness
 from projections.runner import Runner
 from tickets.connections import Pool, connect
@@ -51,8 +52,13 @@ _log: Final = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def application(settings: Settings, dsn: str, parts: Collection[Part] = PARTS) -> AsyncIterator[Asgi]:
-    """The application on a database that has the schema, with all that runs behind it."""
+async def application(
+    settings: Settings, dsn: str, stopping: asyncio.Event, parts: Collection[Part] = PARTS
+) -> AsyncIterator[Asgi]:
+    """The application on a database that has the schema, with all that runs behind it.
+
+    Once `stopping` is set, nobody is kept waiting for facts to come.
+    """
     timeout = settings.database_timeout_ms / 1000
     async with Ledger.open(
         dsn,
@@ -74,6 +80,10 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
             ),
             people=People(ledger),
             freshness=freshness,
+            tail=Tail(ledger.pool, freshness),
+            polls=asyncio.Semaphore(settings.feed_polls),
+            streams=asyncio.Semaphore(settings.feed_streams),
+            stopping=stopping,
             files=Files(
                 settings, dsn, Storage(settings.upload_dir or settings.data_dir / "uploads", settings.storage_url)
             ),
@@ -84,6 +94,8 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
         await ledger.head()
         async with asyncio.TaskGroup() as background:
             tasks = [background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout)))]
+            if "queries" in parts:
+                tasks.append(background.create_task(served.tail.follow()))
             if runner is not None:
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())
@@ -163,8 +175,11 @@ def _finding_assignees(pool: Pool) -> FindAssignee:
     return find
 
 
-async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then answer what was accepted. `started` is called once it listens."""
+async def serve(app: Asgi, host: str, port: int, stopping: asyncio.Event, started: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then answer what was accepted.
+
+    `stopping` is set when that begins, `started` is called once it listens.
+    """
     server = Server(
         app,
         address=host,
@@ -176,7 +191,6 @@ async def serve(app: Asgi, host: str, port: int, started: Callable[[], None]) ->
         websockets=False,
         log_level=LogLevels.error,
     )
-    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)

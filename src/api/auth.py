@@ -63,6 +63,12 @@ class Tokens:
         self._remembered[token] = (actor, expires)
         return actor
 
+    def seconds_left(self, authorization: str) -> float:
+        """How long the token in this header, which was good, still is."""
+        token = authorization.partition(" ")[2]
+        _, expires = self._remembered.get(token) or self._check(token)
+        return expires - time()
+
     def _check(self, token: str) -> tuple[Actor, float]:
         if len(token) > _LONGEST_TOKEN:
             raise Unauthorized(f"The token is longer than {_LONGEST_TOKEN} characters.")

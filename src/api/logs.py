@@ -34,6 +34,8 @@ SECONDS: Final = Histogram(
 LEDGER_POSITION: Final = Gauge("ledger_position", "The newest position of the ledger that this process knows of.")
 PROJECTED_POSITION: Final = Gauge("projected_position", "How far all read models have come.")
 WAITING: Final = Gauge("ledger_waiting_commands", "Commands that wait for the next commit.")
+FEED_POLLS: Final = Gauge("feed_polls", "Requests that wait for events.")
+FEED_STREAMS: Final = Gauge("feed_streams", "Open streams of events.")
 
 _METHODS: Final = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 

@@ -117,7 +117,36 @@ _BODY_EXAMPLES: Final[dict[str, Any]] = {
 }
 """An example of each command's body, by operation."""
 
+_ENTRY: Final[dict[str, Any]] = {
+    "position": 17,
+    "version": 2,
+    "action": "STATUS_CHANGE",
+    "actor": {"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"},
+    "ip_address": "192.0.2.7",
+    "occurred_at": "2026-11-23T21:40:00Z",
+    "recorded_at": "2026-11-23T21:40:00.002Z",
+    "changes": [{"field": "status", "old": "NEW", "new": "OPEN"}],
+    "reason": None,
+    "command_id": "01a20a5a-0000-7000-8000-000000000000",
+    "metadata": {"request_id": "5c0de"},
+}
+
+_EVENT: Final[dict[str, Any]] = {
+    "specversion": "1.0",
+    "id": "17",
+    "source": "/api/v1/events",
+    "type": "ticket.status_changed.v1",
+    "subject": _TICKET["id"],
+    "time": "2026-11-23T21:40:00Z",
+    "datacontenttype": "application/json",
+    "sequence": "0000000000000000017",
+    "ticketversion": 2,
+    "data": _ENTRY,
+    "ticketnumber": _TICKET["number"],
+}
+
 _ANSWERS: Final[dict[str, Any]] = {
+    "EventList": {"items": [_EVENT], "next_after": 17, "end_of_stream": True},
     "TicketView": _TICKET,
     "TicketList": {
         "items": [_TICKET],
@@ -128,21 +157,7 @@ _ANSWERS: Final[dict[str, Any]] = {
         "next_cursor": None,
     },
     "History": {
-        "items": [
-            {
-                "position": 17,
-                "version": 2,
-                "action": "STATUS_CHANGE",
-                "actor": {"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"},
-                "ip_address": "192.0.2.7",
-                "occurred_at": "2026-11-23T21:40:00Z",
-                "recorded_at": "2026-11-23T21:40:00.002Z",
-                "changes": [{"field": "status", "old": "NEW", "new": "OPEN"}],
-                "reason": None,
-                "command_id": "01a20a5a-0000-7000-8000-000000000000",
-                "metadata": {"request_id": "5c0de"},
-            }
-        ],
+        "items": [_ENTRY],
         "page": 1,
         "page_size": 20,
         "total": 1,
@@ -251,6 +266,14 @@ _BYTES: Final[dict[str, Any]] = {
 }
 _PARTIAL: Final = {"Range": "`bytes=first-last`: one part of the bytes.", "If-Range": "Only if it still has this ETag."}
 _DOWNLOAD_PROBLEMS: Final = {409: "In quarantine.", 416: "The file has no such part."}
+_WAITING: Final = {
+    "Prefer": "`wait=N`: if there is nothing yet, wait for it, so many seconds at most (RFC 7240).",
+    "Last-Event-ID": "Of a stream: begin after this id, whatever `after` says.",
+}
+_EVENT_STREAM: Final[dict[str, Any]] = {
+    "schema": {"type": "string", "description": "Server-sent events; `data` is a CloudEvent, `id` its position."},
+    "example": f"retry: 1000\n\nid: 17\ndata: {msgspec.json.encode(_EVENT).decode()}\n\n:\n\n",
+}
 _CONDITIONAL: Final = {"If-None-Match": "304 if it still has this ETag."}
 _MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
 _NOT_MODIFIED: Final = {"description": "It still has the ETag that `If-None-Match` named."}
@@ -338,6 +361,9 @@ def _complete(
                     operation["responses"][code]["content"] = _BYTES
             if operation["operationId"] == "addAttachment":
                 operation["requestBody"] = _UPLOAD
+            if operation["operationId"] == "listEvents":
+                headers = headers | _WAITING
+                operation["responses"]["200"]["content"]["text/event-stream"] = _EVENT_STREAM
             if operation["tags"] == ["Commands"] and "200" in operation["responses"]:
                 operation["responses"]["204"] = _MINIMAL
             parameters = [

@@ -4,6 +4,7 @@ Runs before parameters and bodies are read: who asks, whether the body is someth
 see, and for queries, how fresh the answer must be. Deliberately absent: what the request is about.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from msgspec import Struct
 from api.auth import Tokens, Unauthorized
 from api.problems import InvalidRequest, Problem
 from api.settings import Settings
+from projections.feed import Tail
 from projections.freshness import Freshness
 from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
@@ -50,7 +52,13 @@ class Installation(Struct, frozen=True, kw_only=True):
     handler: Handler
     people: People
     freshness: Freshness
+    tail: Tail
+    polls: asyncio.Semaphore
+    streams: asyncio.Semaphore
+    """How many more may wait for events, and have a stream of them."""
     files: "Files"
+    stopping: asyncio.Event
+    """Set when the service is about to end: who waits is let go."""
 
 
 ApiRequest = Request[Actor, Any, State]

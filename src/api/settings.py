@@ -122,6 +122,14 @@ class Settings(Struct, frozen=True, kw_only=True, rename="upper"):
     """How often files in quarantine are scanned again."""
     sweep_minutes: Annotated[float, Meta(ge=0, le=100_000)] = 60
     """How often bytes that nothing names are looked for."""
+    feed_wait_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 30
+    """How long a reader of the event feed may wait for more, at most."""
+    feed_polls: Positive = 1_000
+    """How many may wait for more at the same time; one more is answered 503 at once."""
+    feed_streams: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 100
+    """How many streams of events may be open; one more is answered 503 at once."""
+    feed_heartbeat_seconds: Annotated[float, Meta(ge=0.1, le=3_600)] = 15
+    """How often a stream says that it is there; a reader that takes nothing for twice as long is cut off."""
 
     @property
     def policy(self) -> Policy:

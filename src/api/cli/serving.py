@@ -3,6 +3,7 @@
 Deliberately absent: putting the service together (app.py).
 """
 
+import asyncio
 import signal
 import socket
 import sys
@@ -38,8 +39,9 @@ def serve(host: str | None, port: int | None, only: tuple[Part, ...]) -> None:
     _refuse_taken_port(host, port)
 
     async def serving(dsn: str) -> None:
-        async with app.application(settings, dsn, only or PARTS) as asgi:
-            await app.serve(asgi, host, port, lambda: _welcome(settings, host, port))
+        stopping = asyncio.Event()
+        async with app.application(settings, dsn, stopping, only or PARTS) as asgi:
+            await app.serve(asgi, host, port, stopping, lambda: _welcome(settings, host, port))
 
     with _terminating(), open_database(settings, read_models=True) as dsn:
         run(serving(dsn))

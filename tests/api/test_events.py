@@ -1,0 +1,338 @@
+"""The event feed: what is in it, for whom, waited for and as a stream, and that readers who are killed miss nothing."""
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import msgspec
+import pytest
+
+from api.auth import make_token
+from api.queries.events import CloudEvent
+from api.settings import Settings
+from projections.feed import TOPICS
+from tests.conftest import KEY, NEW_TICKET, NO_CERTIFICATES, Service, token
+from tickets.connections import Connection
+from tickets.permissions import Role
+
+TICKETS = "/api/v1/tickets"
+EVENTS = "/api/v1/events"
+
+
+@pytest.fixture
+def staff(service: Service) -> Iterator[httpx.Client]:
+    with service.client(Role.ADMIN) as client:
+        yield client
+
+
+@pytest.fixture
+def requester(service: Service) -> Iterator[httpx.Client]:
+    with service.client(Role.END_USER) as client:
+        yield client
+
+
+def made(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = client.post(TICKETS, json=NEW_TICKET | fields)
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def did(client: httpx.Client, method: str, path: str, **body: Any) -> int:
+    """Do it; the ledger's position after it."""
+    answer = client.request(method, f"{TICKETS}/{path}", json=body or None)
+    assert answer.is_success, answer.text
+    return int(answer.headers["Ledger-Position"])
+
+
+def life(requester: httpx.Client, staff: httpx.Client) -> str:
+    """A ticket to which happens a bit of everything."""
+    ticket: str = made(requester)["id"]
+    did(staff, "PATCH", f"{ticket}/status", status="OPEN")
+    did(staff, "POST", f"{ticket}/comments", body="Between us", internal=True)
+    did(staff, "POST", f"{ticket}/comments", body="To all")
+    did(requester, "PATCH", ticket, title="Another title")
+    did(staff, "DELETE", ticket)
+    return ticket
+
+
+def batch(client: httpx.Client, **parameters: Any) -> dict[str, Any]:
+    answer = client.get(EVENTS, params=parameters)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    assert answer.headers["Vary"] == "Accept"
+    return found
+
+
+def all_of(client: httpx.Client, **parameters: Any) -> list[dict[str, Any]]:
+    found, after = list[dict[str, Any]](), parameters.pop("after", 0)
+    while True:
+        one = batch(client, after=after, **parameters)
+        found += one["items"]
+        assert one["next_after"] > after or one["end_of_stream"]
+        after = one["next_after"]
+        if one["end_of_stream"]:
+            return found
+
+
+def history(client: httpx.Client, ticket: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get(f"{TICKETS}/{ticket}/history", params={"page_size": 100}).json()["items"]
+    return found
+
+
+# What is in it
+
+
+def test_staff_see_every_fact_of_a_ticket_as_its_history_has_it(staff: httpx.Client, requester: httpx.Client) -> None:
+    ticket = life(requester, staff)
+    number = staff.get(f"{TICKETS}/{ticket}").json()["number"]
+    events, lines = all_of(staff, ticket_id=ticket), history(staff, ticket)
+    assert [one["data"] for one in events] == lines
+    assert len({one["type"] for one in events}) >= 5
+    for one, line in zip(events, lines, strict=True):
+        assert msgspec.to_builtins(msgspec.convert(one, CloudEvent)) == one
+        assert one | {"data": None, "type": ""} == {
+            "specversion": "1.0",
+            "id": str(line["position"]),
+            "source": EVENTS,
+            "type": "",
+            "subject": ticket,
+            "time": line["occurred_at"],
+            "datacontenttype": "application/json",
+            "sequence": f"{line['position']:019d}",
+            "ticketversion": line["version"],
+            "ticketnumber": number,
+            "data": None,
+        }
+        assert one["type"] in TOPICS
+
+
+def test_the_whole_feed_is_the_ledger_in_order_whatever_the_size_of_its_batches(
+    staff: httpx.Client, requester: httpx.Client
+) -> None:
+    began = batch(staff, limit=1)["items"][0]
+    assert began["id"] >= "1"
+    ticket = life(requester, staff)
+    start = int(all_of(staff, ticket_id=ticket)[0]["id"]) - 1
+    whole = all_of(staff, after=start)
+    ids = [int(one["id"]) for one in whole]
+    assert ids == sorted(set(ids))
+    assert {one["id"] for one in all_of(staff, ticket_id=ticket)} <= {one["id"] for one in whole}
+    for limit in (1, 3, 1_000):
+        assert all_of(staff, after=start, limit=limit)[: len(whole)] == whole
+
+
+def test_a_requester_sees_the_public_facts_of_their_own_tickets_and_no_address(
+    service: Service, staff: httpx.Client, requester: httpx.Client
+) -> None:
+    mine = [life(requester, staff) for _ in range(2)]
+    with service.client(Role.END_USER) as somebody:
+        theirs = life(somebody, staff)
+        assert {one["subject"] for one in all_of(somebody)} == {theirs}
+        assert somebody.get(EVENTS, params={"ticket_id": mine[0]}).status_code == 404
+        assert somebody.get(EVENTS, params={"ticket_id": str(uuid4())}).status_code == 404
+    for limit in (1, 2, 100):
+        events = all_of(requester, limit=limit)
+        assert [int(one["id"]) for one in events] == sorted(
+            line["position"] for ticket in mine for line in history(requester, ticket)
+        )
+    assert {one["data"]["ip_address"] for one in events} == {None}
+    assert "Between us" not in json.dumps(events)
+    assert "ticket.deleted.v1" in {one["type"] for one in events}
+    assert "Between us" in json.dumps(all_of(staff, ticket_id=mine[0]))
+    for ticket in mine:
+        assert [one["data"] for one in all_of(requester, ticket_id=ticket)] == history(requester, ticket)
+
+
+def test_the_kinds_can_be_chosen_by_topic_or_by_how_it_begins(staff: httpx.Client, requester: httpx.Client) -> None:
+    ticket = life(requester, staff)
+    everything = all_of(staff, ticket_id=ticket)
+    for wanted in (
+        ["ticket.comment_added"],
+        ["ticket.comment_added.v1", "ticket.created"],
+        ["ticket"],
+        ["ticket.closed"],
+    ):
+        fitting = [one for one in everything if any(f"{one['type']}.".startswith(f"{name}.") for name in wanted)]
+        for client in (staff, requester):
+            found = all_of(client, ticket_id=ticket, type=wanted)
+            assert [one["id"] for one in found] == [
+                one["id"] for one in fitting if client is staff or not one["data"]["metadata"].get("internal")
+            ]
+        start = int(everything[0]["id"]) - 1
+        assert [one for one in all_of(staff, after=start, type=wanted) if one["subject"] == ticket] == fitting
+        assert all_of(requester, type=wanted) == all_of(requester, ticket_id=ticket, type=wanted)
+
+
+def test_nobody_appears_in_it(service: Service, staff: httpx.Client) -> None:
+    start = batch(staff, after=0, limit=1_000)
+    while not start["end_of_stream"]:
+        start = batch(staff, after=start["next_after"], limit=1_000)
+    with service.client(Role.MANAGER, username="somebody new") as new:
+        new.get(TICKETS)
+    position = made(staff)["version"]
+    after = batch(staff, after=start["next_after"])
+    assert {one["type"] for one in after["items"]} <= set(TOPICS)
+    assert position == 1
+    assert not [topic for topic in TOPICS if not topic.startswith("ticket.")]
+
+
+# What it is asked
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"after": "-1"}, "after"),
+        ({"after": "x"}, "after"),
+        ({"after": "1e3"}, "after"),
+        ({"after": str(2**63)}, "after"),
+        ({"after": str(2**62)}, "after"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "1001"}, "limit"),
+        ({"type": "person.seen.v1"}, "type"),
+        ({"type": "ticket.comment"}, "type"),
+        ({"type": ""}, "type"),
+        ({"type": ["ticket.closed", "nope"]}, "type"),
+        ({"ticket_id": "7"}, "ticket_id"),
+        ({"wait": "3"}, "wait"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(staff: httpx.Client, parameters: dict[str, Any], field: str) -> None:
+    for accept in ("application/json", "text/event-stream"):
+        answer = staff.get(EVENTS, params=parameters, headers={"Accept": accept})
+        assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/problem+json")
+        assert answer.json()["errors"][0]["field"] == field
+    if field == "type":
+        assert "ticket.comment_added.v1" in answer.json()["detail"]
+
+
+def test_without_a_token_there_is_nothing(service: Service) -> None:
+    for accept in ("application/json", "text/event-stream"):
+        answer = httpx.get(service.url + EVENTS, headers={"Accept": accept}, verify=NO_CERTIFICATES)
+        assert answer.status_code == 401
+
+
+# Waiting for more
+
+
+def end(client: httpx.Client) -> int:
+    position: int = made(client)["version"]
+    assert position == 1
+    found = batch(client, limit=1_000)
+    while not found["end_of_stream"]:
+        found = batch(client, after=found["next_after"], limit=1_000)
+    after: int = found["next_after"]
+    return after
+
+
+def waited(client: httpx.Client, after: int, seconds: int, **parameters: Any) -> tuple[dict[str, Any], float]:
+    began = time.monotonic()
+    answer = client.get(EVENTS, params={"after": after, **parameters}, headers={"Prefer": f"wait={seconds}"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Preference-Applied"] == f"wait={seconds}"
+    found: dict[str, Any] = answer.json()
+    return found, time.monotonic() - began
+
+
+def test_who_waits_is_answered_as_soon_as_there_is_something_for_them(
+    service: Service, staff: httpx.Client, requester: httpx.Client
+) -> None:
+    after = end(requester)
+    ticket = made(requester)["id"]
+    after = int(all_of(requester, after=after)[-1]["id"])
+    with ThreadPoolExecutor() as pool, service.client(Role.ADMIN) as other, service.client(Role.END_USER) as stranger:
+        mine = pool.submit(waited, requester, after, 20)
+        of_a_kind = pool.submit(waited, other, after, 20, type="ticket.comment_added", ticket_id=ticket)
+        not_theirs = pool.submit(waited, stranger, after, 2)
+        time.sleep(0.3)
+        did(staff, "POST", f"{ticket}/comments", body="Between us", internal=True)
+        did(staff, "PATCH", f"{ticket}/status", status="OPEN")
+        told, took = mine.result()
+        assert took < 5
+        assert [one["type"] for one in told["items"]] == ["ticket.status_changed.v1"]
+        assert [one["data"]["metadata"]["internal"] for one in of_a_kind.result()[0]["items"]] == [True]
+        nothing, took = not_theirs.result()
+        assert (nothing["items"], nothing["end_of_stream"]) == ([], True)
+        assert took >= 2
+        assert nothing["next_after"] >= int(told["items"][0]["id"]), "and they need not look there again"
+
+
+def test_where_there_is_something_already_nobody_waits(staff: httpx.Client) -> None:
+    made(staff)
+    found, took = waited(staff, 0, 20)
+    assert found["items"]
+    assert took < 5
+
+
+@pytest.mark.parametrize("prefer", ["wait", "wait=x", "wait=-1", "respond-async", "", "await=5", "wait=1.5"])
+def test_a_preference_that_is_none_is_left_alone(staff: httpx.Client, prefer: str) -> None:
+    after = end(staff)
+    answer = staff.get(EVENTS, params={"after": after}, headers={"Prefer": prefer})
+    assert answer.status_code == 200
+    assert "Preference-Applied" not in answer.headers
+
+
+# Streams
+
+
+def lines_of(answer: httpx.Response) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
+    """What comes: the id and the event; an id alone has no event, and a comment neither."""
+    id_, data, comment = None, None, False
+    for line in answer.iter_lines():
+        if line.startswith("id: "):
+            id_ = line.removeprefix("id: ")
+        elif line.startswith("data: "):
+            data = json.loads(line.removeprefix("data: "))
+        elif line.startswith(":"):
+            comment = True
+        elif line == "" and (id_ or data or comment):
+            yield id_, data
+            id_, data, comment = None, None, False
+
+
+def stream(client: httpx.Client, last: int | None = None, **parameters: Any) -> Any:
+    headers = {"Accept": "text/event-stream"} | ({} if last is None else {"Last-Event-ID": str(last)})
+    return client.stream("GET", EVENTS, params=parameters, headers=headers)
+
+
+def test_a_stream_has_what_was_and_what_comes_and_goes_on_where_one_ended(
+    service: Service, staff: httpx.Client, requester: httpx.Client
+) -> None:
+    ticket = life(requester, staff)
+    other = made(requester)["id"]
+    with service.client(Role.END_USER, requester_id(requester)) as reader:
+        before = all_of(requester)
+        with stream(reader) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["Content-Type"] == "text/event-stream"
+            assert answer.headers["Cache-Control"] == "no-store"
+            coming = lines_of(answer)
+            told = [next(coming) for _ in before]
+            assert [one for _, one in told] == before
+            assert [id_ for id_, _ in told] == [one["id"] for one in before]
+            did(staff, "PATCH", f"{other}/status", status="OPEN")
+            id_, event = next(coming)
+            assert event == all_of(requester)[-1]
+        did(staff, "POST", f"{other}/comments", body="Later")
+        with stream(reader, int(id_ or 0), after=3) as answer:
+            _, event = next(lines_of(answer))
+            assert event is not None
+            assert event["data"]["changes"] == [{"field": "comment", "old": None, "new": "Later"}]
+    assert {one["subject"] for one in before} == {ticket, other}
+
+
+def requester_id(client: httpx.Client) -> UUID:
+    return UUID(client.get(TICKETS).json()["items"][0]["requester_id"])
