@@ -28,7 +28,7 @@ from api.files.housekeeping import keep_house
 from api.files.receiving import ENVELOPE
 from api.files.storage import Storage
 from api.files.taking import Files
-from api.logs import LEDGER_POSITION, PROJECTED_POSITION, WAITING, Asgi, observed
+from api.logs import BEHIND, LEDGER_POSITION, OLDEST, PARKED, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
 from api.queries import QUERIES, QUERY_ROUTES
 from api.queries.system import explain_problem, health, metrics, ready
@@ -38,6 +38,7 @@ from projections import people
 from projections.feed import Tail
 from projections.freshness import Freshness
 from projections.runner import Runner
+from projections.stalls import Watch
 from tickets.connections import Pool, connect
 from tickets.handler import FindAssignee, Handler
 from tickets.ledger import Ledger
@@ -67,7 +68,9 @@ async def application(
         timeout=timeout,
     ) as ledger:
         freshness = Freshness(ledger)
-        runner = Runner(ledger, lambda: connect(dsn, timeout=timeout)) if "projections" in parts else None
+        runner = (
+            Runner(ledger, lambda: connect(dsn, timeout=timeout, purpose="runner")) if "projections" in parts else None
+        )
         served = Installation(
             settings=settings,
             tokens=Tokens(settings),
@@ -80,6 +83,7 @@ async def application(
             ),
             people=People(ledger),
             freshness=freshness,
+            watch=Watch(),
             tail=Tail(ledger.pool, freshness),
             polls=asyncio.Semaphore(settings.feed_polls),
             streams=asyncio.Semaphore(settings.feed_streams),
@@ -91,9 +95,15 @@ async def application(
         LEDGER_POSITION.set_function(lambda: ledger.newest)
         PROJECTED_POSITION.set_function(lambda: freshness.projected)
         WAITING.set_function(lambda: ledger.waiting)
+        BEHIND.set_function(lambda: max(0, ledger.newest - freshness.projected))
+        OLDEST.set_function(lambda: 0 if served.watch.seen is None else served.watch.seen.oldest_seconds)
+        PARKED.set_function(lambda: 0 if served.watch.seen is None else served.watch.seen.parked)
         await ledger.head()
         async with asyncio.TaskGroup() as background:
-            tasks = [background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout)))]
+            tasks = [
+                background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout, purpose="freshness"))),
+                background.create_task(served.watch.run(lambda: connect(dsn, timeout=timeout, purpose="watch"))),
+            ]
             if "queries" in parts:
                 tasks.append(background.create_task(served.tail.follow()))
             if runner is not None:

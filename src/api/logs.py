@@ -34,6 +34,9 @@ SECONDS: Final = Histogram(
 LEDGER_POSITION: Final = Gauge("ledger_position", "The newest position of the ledger that this process knows of.")
 PROJECTED_POSITION: Final = Gauge("projected_position", "How far all read models have come.")
 WAITING: Final = Gauge("ledger_waiting_commands", "Commands that wait for the next commit.")
+BEHIND: Final = Gauge("projections_behind", "Facts that are not in all read models yet.")
+OLDEST: Final = Gauge("projections_oldest_seconds", "How old the oldest of them is.")
+PARKED: Final = Gauge("projections_parked", "Streams that some read model has given up on.")
 FEED_POLLS: Final = Gauge("feed_polls", "Requests that wait for events.")
 FEED_STREAMS: Final = Gauge("feed_streams", "Open streams of events.")
 

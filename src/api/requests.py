@@ -23,6 +23,7 @@ from api.problems import InvalidRequest, Problem
 from api.settings import Settings
 from projections.feed import Tail
 from projections.freshness import Freshness
+from projections.stalls import Watch
 from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
 from tickets.people import People
@@ -52,6 +53,7 @@ class Installation(Struct, frozen=True, kw_only=True):
     handler: Handler
     people: People
     freshness: Freshness
+    watch: Watch
     tail: Tail
     polls: asyncio.Semaphore
     streams: asyncio.Semaphore

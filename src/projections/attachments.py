@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from projections.cursors import Stretch
-from projections.projection import Projection, Row, Step
+from projections.projection import Projection, Row, Step, is_parked
 from tickets.connections import Connection, Pool
 from tickets.events import AttachmentAdded, AttachmentDeleted, AttachmentScanned, By
 from tickets.ticket import Attachment
@@ -93,13 +93,13 @@ async def read(pool: Pool, ticket_id: UUID, *, after: int = 0, page_size: int = 
         after,
         page_size + 1,
     )
-    total: int = await pool.fetchval(
-        """select count(*) from (select from read_model.attachments
+    total, stale = await pool.fetchrow(
+        f"""select count(*), {is_parked("attachments", "$1")} from (select from read_model.attachments
            where ticket_id = $1 and deleted_at is null limit 10001) a""",
         ticket_id,
-    )
+    ) or (0, False)
     shown = rows[:page_size]
-    return Stretch([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None)
+    return Stretch([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None, stale)
 
 
 async def find(pool: Pool, attachment_id: UUID) -> AttachmentView | None:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from projections.cursors import Stretch
-from projections.projection import Projection, Row, Step
+from projections.projection import Projection, Row, Step, is_parked
 from tickets.connections import Pool
 from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited
 from tickets.ticket import Comment, Ticket
@@ -115,14 +115,14 @@ async def read(pool: Pool, ticket_id: UUID, *, internal: bool, after: int = 0, p
         after,
         page_size + 1,
     )
-    total: int = await pool.fetchval(
-        """select count(*) from (select from read_model.comments
+    total, stale = await pool.fetchrow(
+        f"""select count(*), {is_parked("comments", "$1")} from (select from read_model.comments
            where ticket_id = $1 and not deleted and (not internal or $2) limit 10001) c""",
         ticket_id,
         internal,
-    )
+    ) or (0, False)
     shown = rows[:page_size]
-    return Stretch([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None)
+    return Stretch([row[0] for row in shown], total, shown[-1][1] if len(rows) > page_size else None, stale)
 
 
 async def ticket_of(pool: Pool, comment_id: UUID) -> UUID | None:

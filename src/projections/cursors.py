@@ -21,6 +21,8 @@ class Stretch(Struct, frozen=True):
     docs: list[bytes]
     total: int
     next_after: int | None
+    stale: bool
+    """Whether there are facts about it that the read model could not digest yet."""
 
 
 class BadCursor(Exception):  # noqa: N818 - it says what is bad

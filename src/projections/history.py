@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from projections.cursors import Stretch
-from projections.projection import Envelope, Projection, Row, Step
+from projections.projection import Envelope, Projection, Row, Step, is_parked
 from tickets.connections import Pool
 from tickets.events import (
     Assigned,
@@ -261,16 +261,16 @@ async def read(
         page_size + 1,
         offset,
     )
-    total: int = await pool.fetchval(
-        """select count(*) from (select from read_model.history
+    total, stale = await pool.fetchrow(
+        f"""select count(*), {is_parked("history", "$1")} from (select from read_model.history
            where ticket_id = $1 and action = any($2::text[]) and (not internal or $3) limit 10001) h""",
         ticket_id,
         wanted,
         internal,
-    )
+    ) or (0, False)
     more = len(rows) > page_size
     rows = rows[:page_size]
-    return Stretch([row[1] for row in rows], total, rows[-1][0] if more else None)
+    return Stretch([row[1] for row in rows], total, rows[-1][0] if more else None, stale)
 
 
 def without_addresses(document: bytes) -> bytes:

@@ -76,6 +76,11 @@ class Projection(Struct, frozen=True):
         return ", ".join(self.columns[: self.key_columns])
 
 
+def is_parked(projection: str, stream_id: str) -> str:
+    """SQL: whether a read model has given up on a stream, so that what it has of it may be old."""
+    return f"exists (select from {LIVE}.parked p where p.projection = '{projection}' and p.stream_id = {stream_id})"
+
+
 decode_metadata: Final = msgspec.json.Decoder(Metadata).decode
 
 

@@ -1,11 +1,12 @@
-"""How the read models are: how far behind the ledger, whether a runner leads, what is parked."""
+"""How the read models are: how far behind the ledger, whether a runner leads, what is parked, what holds things up."""
 
 from datetime import datetime
-from uuid import UUID
 
 from msgspec import Struct
 
-from projections.runner import LEADER, PROJECTIONS
+from projections.parking import ParkedStream, read_parked
+from projections.runner import PROJECTIONS
+from projections.stalls import Standing, look
 from tickets.connections import Connection
 
 
@@ -19,16 +20,6 @@ class One(Struct, frozen=True):
     updated_at: datetime | None
 
 
-class ParkedStream(Struct, frozen=True):
-    """A stream that a read model has given up on, from which position on, and why."""
-
-    projection: str
-    stream_id: UUID
-    position: int
-    error: str
-    parked_at: datetime
-
-
 class ProjectionStatus(Struct, frozen=True):
     """All of them."""
 
@@ -36,17 +27,15 @@ class ProjectionStatus(Struct, frozen=True):
     led: bool
     projections: list[One]
     parked: list[ParkedStream]
+    parked_in_all: int
+    """How many there are of those; not all are listed."""
+    standing: Standing
 
 
 async def read_status(connection: Connection) -> ProjectionStatus:
     """How the read models are now; at most 100 parked streams are listed."""
     head: int = await connection.fetchval("select position from ledger.head")
-    led: bool = await connection.fetchval(
-        """select exists (select from pg_locks where locktype = 'advisory' and objsubid = 1 and granted
-             and database = (select oid from pg_database where datname = current_database())
-             and (classid::bigint << 32 | objid::bigint) = $1)""",
-        LEADER,
-    )
+    standing = await look(connection)
     found = {
         row[0]: row
         for row in await connection.fetch(
@@ -56,12 +45,12 @@ async def read_status(connection: Connection) -> ProjectionStatus:
         )
     }
     rows = [(name, *(found[name][1:] if name in found else (0, None, 0))) for name in PROJECTIONS]
-    parked = await connection.fetch(
-        "select projection, stream_id, position, error, parked_at from read_model.parked order by parked_at limit 100"
-    )
+    parked = await read_parked(connection)
     return ProjectionStatus(
         ledger=head,
-        led=led,
+        led=standing.leader is not None,
         projections=[One(name, at, max(0, head - at), count, updated) for name, at, updated, count in rows],
-        parked=[ParkedStream(*row) for row in parked],
+        parked=parked.items,
+        parked_in_all=parked.total,
+        standing=standing,
     )

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from projections.cursors import BadCursor, Moment, cursor_after, read_cursor
-from projections.projection import Projection, Row, Step
+from projections.projection import Projection, Row, Step, is_parked
 from projections.texts import FEW, LOOKED_AT, expected, is_common, snippets
 from tickets.connections import Pool
 from tickets.lifecycle import Status
@@ -66,6 +66,8 @@ class TicketView(Struct, frozen=True, gc=False):
     updated_at: datetime
     resolved_at: datetime | None
     closed_at: datetime | None
+    stale: bool | UnsetType = UNSET
+    """True where there are facts that the read model could not digest yet; not there otherwise."""
 
 
 def view(ticket: Ticket, at: datetime | None = None, *, internal: bool = False) -> TicketView:
@@ -257,9 +259,13 @@ class Found(Struct, frozen=True):
     doc: bytes
     version: int
     requester_id: UUID
+    stale: bool
 
 
-_SHOWN: Final = "doc, response_breach_at < now(), resolution_breach_at < now(), internal_comments"
+_SHOWN: Final = "doc, response_breach_at < now(), resolution_breach_at < now(), internal_comments, " + is_parked(
+    "tickets", "ticket_id"
+)
+_COLUMNS: Final = 5
 
 
 async def find(pool: Pool, ticket_id: UUID, *, internal: bool) -> Found | None:
@@ -267,7 +273,7 @@ async def find(pool: Pool, ticket_id: UUID, *, internal: bool) -> Found | None:
     row = await pool.fetchrow(
         f"select {_SHOWN}, version, requester_id from read_model.tickets where ticket_id = $1", ticket_id
     )
-    return None if row is None else Found(_shown(*row[:4], internal=internal), row[4], row[5])
+    return None if row is None else Found(_shown(*row[:_COLUMNS], internal=internal), row[5], row[6], stale=row[4])
 
 
 async def search(
@@ -315,24 +321,24 @@ async def search(
     more = len(rows) > page_size
     rows = rows[:page_size]
     total = offset + len(rows)
-    if rows and rows[0][6] is not None:
-        total = rows[0][6]
+    if rows and rows[0][7] is not None:
+        total = rows[0][7]
     elif more or cursor is not None or not rows:
         total = await pool.fetchval(
             f"select count(*) from (select from {source} limit {countable + 1}) t",
             *counted,
         )
-    docs = [_shown(*row[:4], internal=wanted.visible_to is None) for row in rows]
+    docs = [_shown(*row[:_COLUMNS], internal=wanted.visible_to is None) for row in rows]
     if wanted.q is not None:
-        found = await snippets(pool, [row[5] for row in rows], wanted.q, internal=wanted.visible_to is None)
+        found = await snippets(pool, [row[6] for row in rows], wanted.q, internal=wanted.visible_to is None)
         docs = [
-            b'%b,"highlights":%b}' % (doc[:-1], _encode(found[row[5]])) for doc, row in zip(docs, rows, strict=True)
+            b'%b,"highlights":%b}' % (doc[:-1], _encode(found[row[6]])) for doc, row in zip(docs, rows, strict=True)
         ]
     return Page(
         docs=docs,
         total=min(total, countable),
         total_is_exact=total <= countable,
-        next_cursor=cursor_after((sort, descending, rows[-1][4], rows[-1][5])) if more else None,
+        next_cursor=cursor_after((sort, descending, rows[-1][5], rows[-1][6])) if more else None,
     )
 
 
@@ -409,6 +415,7 @@ def _shown(
     response: bool | None,  # noqa: FBT001 - columns
     resolution: bool | None,  # noqa: FBT001
     internal_comments: int,
+    stale: bool,  # noqa: FBT001
     *,
     internal: bool,
 ) -> bytes:
@@ -424,6 +431,8 @@ def _shown(
         before, name, after = doc.partition(b'"comment_count":')
         count, comma, after = after.partition(b",")
         doc = b"%b%b%d%b%b" % (before, name, int(count) + internal_comments, comma, after)
+    if stale:
+        doc = doc[:-1] + b',"stale":true}'
     return doc
 
 

@@ -3,6 +3,8 @@
 Deliberately absent: statements.
 """
 
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -33,23 +35,29 @@ POISONED: Final = (ValueError, TypeError, OverflowError)
 """What asyncpg raises when an argument cannot be sent at all (its own DataError is a ValueError)."""
 
 
-def service_settings(role: str | None = "tickets_service") -> dict[str, str]:
-    """The server settings of every connection of the service; role None stays the owner."""
-    settings = {"application_name": "tickets", "timezone": "UTC", "jit": "off"}
+def service_settings(role: str | None = "tickets_service", *, purpose: str | None = None) -> dict[str, str]:
+    """The server settings of every connection of the service; role None stays the owner.
+
+    What the connection is for, and which process has it where, is what the database shows of it.
+    """
+    who = f"tickets{'' if purpose is None else ' ' + purpose} {os.getpid()}@{socket.gethostname()}"
+    settings = {"application_name": who.encode()[:63].decode(errors="ignore"), "timezone": "UTC", "jit": "off"}
     return settings if role is None else {**settings, "role": role}
 
 
-async def connect(dsn: str, *, role: str | None = "tickets_service", timeout: float = 5.0) -> Connection:
+async def connect(
+    dsn: str, *, role: str | None = "tickets_service", timeout: float = 5.0, purpose: str | None = None
+) -> Connection:
     """One connection of its own, as the role that the service works as."""
-    return await asyncpg.connect(dsn, timeout=timeout, server_settings=service_settings(role))
+    return await asyncpg.connect(dsn, timeout=timeout, server_settings=service_settings(role, purpose=purpose))
 
 
 @asynccontextmanager
 async def connected(
-    dsn: str, *, role: str | None = "tickets_service", timeout: float = 5.0
+    dsn: str, *, role: str | None = "tickets_service", timeout: float = 5.0, purpose: str | None = None
 ) -> AsyncIterator[Connection]:
     """As `connect`, closed afterwards."""
-    connection = await connect(dsn, role=role, timeout=timeout)
+    connection = await connect(dsn, role=role, timeout=timeout, purpose=purpose)
     try:
         yield connection
     finally:

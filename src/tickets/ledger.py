@@ -103,10 +103,10 @@ class Ledger:
             max_size=pool_size,
             timeout=timeout,
             command_timeout=timeout,
-            server_settings=service_settings(),
+            server_settings=service_settings(purpose="queries"),
             reset=_nothing_to_reset,
         ) as pool:
-            reconnect = partial(connect, dsn, timeout=timeout)
+            reconnect = partial(connect, dsn, timeout=timeout, purpose="writer")
             limits = {"queue_limit": queue_limit, "batch_limit": batch_limit}
             ledger = cls(pool, lambda heard: Writer(reconnect, heard, timeout=timeout, **limits))
             writing = asyncio.create_task(ledger._writer.run(await reconnect()), name="ledger writer")

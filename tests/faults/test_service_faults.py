@@ -262,7 +262,7 @@ async def test_told_to_stop_it_answers_what_it_has_accepted_and_goes_quietly(
     with pytest.raises(ProcessLookupError):
         os.killpg(service.process.pid, 0)
     left = await owner.fetchval(
-        """select count(*) from pg_stat_activity where datname = current_database() and application_name = 'tickets'
+        """select count(*) from pg_stat_activity where datname = current_database() and application_name like 'tickets%'
            and pid <> pg_backend_pid()"""
     )
     assert left == 0, "and no connection of it either"

@@ -1,4 +1,4 @@
-"""The read models: `projections status`, `rebuild`, `check`.
+"""The read models: `projections status`, `parked`, `retry`, `rebuild`, `check`.
 
 Deliberately absent: how read models are made (projections/).
 """
@@ -6,13 +6,17 @@ Deliberately absent: how read models are made (projections/).
 import sys
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 import click
 
 from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
+from projections import parking
 from projections import rebuild as rebuilding
 from projections.drift import Drift, put_right
 from projections.replay import find_ticket
+from projections.parking import ParkedStream
+from projections.stalls import Process, Stall
 from projections.status import read_status
 from tickets.connections import connected
 from tickets.ledger import Ledger
@@ -37,14 +41,99 @@ def status(*, as_json: bool) -> None:
     if as_json:
         print_json(seen)
     else:
-        click.echo(
-            f"ledger at {seen.ledger:,}; {'a runner leads' if seen.led else 'no runner leads: start the service'}"
-        )
+        click.echo(f"ledger at {seen.ledger:,}; {_leads(seen.standing.leader)}")
         for one in seen.projections:
             click.echo(f"{one.name:<10} at {one.position:>12,}  {one.behind:>8,} behind  {one.parked} streams parked")
+        if seen.standing.oldest_seconds:
+            click.echo(f"the oldest fact that is not in all of them is {seen.standing.oldest_seconds:,.1f} s old")
+        if seen.standing.stall is not None:
+            click.echo(_told(seen.standing.stall))
         for one in seen.parked:
-            click.echo(f"parked: {one.projection} {one.stream_id} from {one.position}: {one.error}")
+            click.echo(_parked(one))
+        if seen.parked_in_all > len(seen.parked):
+            click.echo(f"and {seen.parked_in_all - len(seen.parked):,} more: tickets projections parked")
     sys.exit(1 if seen.parked else 0)
+
+
+def _leads(leader: Process | None) -> str:
+    if leader is None:
+        return "no runner leads: start the service"
+    at = f" at {leader.client_address}" if leader.client_address else ""
+    return f"a runner leads: {leader.application_name}{at}, the database's process {leader.pid}"
+
+
+def _told(stall: Stall) -> str:
+    since = "" if stall.since is None else f" since {stall.since:%Y-%m-%d %H:%M:%S} UTC"
+    lines = [f"STANDS STILL{since}" + (f": {' and '.join(stall.rows)} held" if stall.rows else "")]
+    for one in stall.held_by:
+        at = f" at {one.client_address}" if one.client_address else ""
+        began = "" if one.since is None else f", since {one.since:%Y-%m-%d %H:%M:%S} UTC"
+        state = "" if one.state is None else f", {one.state}"
+        lines.append(f"  by process {one.pid} ({one.application_name or 'no name'}{at}){began}{state}: {one.statement}")
+    return "\n".join(lines)
+
+
+def _parked(one: ParkedStream) -> str:
+    return (
+        f"parked: {one.projection} {one.stream_id}{f' ({one.number})' if one.number else ''} "
+        f"from {one.position} since {one.parked_at:%Y-%m-%d %H:%M:%S} UTC: {one.error}"
+    )
+
+
+@projections.command()
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="How many at most.")
+@click.option("--after", metavar="STREAM", type=click.UUID, help="Only those after this stream: the next of many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def parked(*, limit: int, after: UUID | None, as_json: bool) -> None:
+    """What read models have given up on, why and since when, in the order of streams; exit 1 if there is anything."""
+
+    async def reading(dsn: str) -> Any:
+        async with connected(dsn, purpose="parked") as connection:
+            # Of a stream that is named, all read models were told of.
+            return await parking.read_parked(connection, limit=limit, after=None if after is None else (after, "~"))
+
+    with open_database(settings_or_fail()) as dsn:
+        seen: parking.Parked = run(reading(dsn))
+    if as_json:
+        print_json(seen)
+    else:
+        for one in seen.items:
+            click.echo(_parked(one))
+        click.echo(f"{len(seen.items):,} of {seen.total:,}")
+    sys.exit(1 if seen.total else 0)
+
+
+@projections.command()
+@click.argument("names", nargs=-1, metavar="[TICKET]...")
+@click.option("--all", "all_", is_flag=True, help="Everything that is parked.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def retry(*, names: tuple[str, ...], all_: bool, as_json: bool) -> None:
+    """Digest what is parked anew: tickets by id or number, streams by id; exit 1 if some still cannot be."""
+    if bool(names) == all_:
+        fail("Say which, by id or number, or --all.")
+
+    async def retrying(dsn: str) -> list[parking.Retried]:
+        async with connected(dsn, purpose="retry") as connection:
+            if all_:
+                return [one async for one in parking.retry_all(connection)]
+            found = [await parking.find_parked(connection, name) for name in names]
+            for name, stream_id in zip(names, found, strict=True):
+                if stream_id is None:
+                    fail(f"{name} is not parked. `tickets projections parked` tells what is.")
+            return [await parking.retry(connection, one) for one in dict.fromkeys(found) if one is not None]
+
+    with open_database(settings_or_fail()) as dsn:
+        seen: list[parking.Retried] = run(retrying(dsn))
+    if as_json:
+        print_json(seen)
+    else:
+        for one in seen:
+            if one.digested:
+                click.echo(f"{one.stream_id}: level again in {', '.join(one.digested)}")
+            for left in one.still:
+                click.echo(_parked(left))
+        click.echo(f"{len(seen):,} tried, {sum(bool(one.still) for one in seen):,} still parked")
+    sys.exit(1 if any(one.still for one in seen) else 0)
 
 
 _WORKERS: Final = click.option(

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api.requests import Answer, ApiRequest, before_query, installation
 from projections import tickets
@@ -54,6 +54,13 @@ class Listed(Struct):
     next_cursor: str | None
 
 
+class ListedOfTicket(Listed, kw_only=True):
+    """A page of what there is about one ticket."""
+
+    stale: bool | UnsetType = UNSET
+    """True where there is more about the ticket that could not be digested yet; not there otherwise."""
+
+
 async def visible_ticket(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
     """The ticket in the read model, if the caller may see it. Raises NotFound."""
     found = await tickets.find(installation(request).ledger.pool, ticket_id, internal=request.user.is_staff)
@@ -70,6 +77,7 @@ def growing(request: ApiRequest, documents: list[bytes], wanted: PageQuery, read
         "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
         "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
         "next_cursor": None if read.next_after is None else str(read.next_after),
+        **({"stale": True} if read.stale else {}),
     }
     return page(request, documents, about, position)
 

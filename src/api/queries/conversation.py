@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from api.openapi import answers
 from api.problems import Problem
-from api.queries.answering import QUERY, Listed, NoQuery, PageQuery, growing, visible_ticket
+from api.queries.answering import QUERY, ListedOfTicket, NoQuery, PageQuery, growing, visible_ticket
 from api.requests import Answer, ApiRequest, header, installation, not_modified, query
 from projections import attachments, comments
 from projections.attachments import AttachmentView
@@ -33,13 +33,13 @@ CONVERSATION_QUERIES: Final[dict[str, type[Struct]]] = {
 """The parameters of each operation here."""
 
 
-class CommentList(Listed):
+class CommentList(ListedOfTicket):
     """A page of a ticket's comments, oldest first."""
 
     items: list[CommentView]
 
 
-class AttachmentList(Listed):
+class AttachmentList(ListedOfTicket):
     """A page of a ticket's attachments, oldest first."""
 
     items: list[AttachmentView]

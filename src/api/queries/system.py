@@ -26,7 +26,11 @@ def _health(served: Installation) -> dict[str, Any]:
             "position": served.ledger.newest,
             "waiting": served.ledger.waiting,
         },
-        "projections": {"position": served.freshness.projected, "behind": behind},
+        "projections": {
+            "position": served.freshness.projected,
+            "behind": behind,
+            **({} if (seen := served.watch.seen) is None else msgspec.to_builtins(seen) | {"behind": behind}),
+        },
     }
 
 

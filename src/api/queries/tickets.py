@@ -15,6 +15,7 @@ from api.problems import InvalidRequest
 from api.queries.answering import (
     QUERY,
     Listed,
+    ListedOfTicket,
     NoQuery,
     Number,
     PageQuery,
@@ -131,7 +132,7 @@ class TicketList(Listed):
     items: list[ListedTicket]
 
 
-class History(Listed):
+class History(ListedOfTicket):
     """A page of a ticket's audit trail, oldest first."""
 
     items: list[Entry]
@@ -234,7 +235,7 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     version, at = wanted.version, wanted.as_of
     if version is None and at is None:
         found = await visible_ticket(request, ticket_id)
-        return _ticket(request, found.doc, found.version, position)
+        return _ticket(request, found.doc, found.version, position, stale=found.stale)
     if version is not None and at is not None:
         raise InvalidRequest("as_of", "version and as_of cannot go together")
     upto = version if at is None else await served.ledger.version_at(ticket_id, at)
@@ -307,8 +308,8 @@ def _person(assignee_id: str | None, actor: Actor) -> UUID | None:
         raise InvalidRequest("assignee_id", "must be a person's id, me or none") from None
 
 
-def _ticket(request: ApiRequest, body: bytes, version: int, position: int) -> Answer:
+def _ticket(request: ApiRequest, body: bytes, version: int, position: int, *, stale: bool = False) -> Answer:
     etag = f'"{version}"'
-    if not_modified(request, etag):
+    if not stale and not_modified(request, etag):  # that it is stale is not in the ETag
         return Answer({"ETag": etag, "Ledger-Position": str(position)}, status=304)
     return document(body, position, {"ETag": etag})
