@@ -1,9 +1,19 @@
 """The event feed: what is in it, for whom, waited for and as a stream, and that readers who are killed miss nothing."""
 
+import asyncio
 import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,9 +21,12 @@ import httpx
 import msgspec
 import pytest
 
+from api.auth import make_token
 from api.queries.events import CloudEvent
+from api.settings import Settings
 from projections.feed import TOPICS
-from tests.conftest import NEW_TICKET, NO_CERTIFICATES, Service
+from tests.conftest import KEY, NEW_TICKET, NO_CERTIFICATES, Service, token
+from tickets.connections import Connection
 from tickets.permissions import Role
 
 TICKETS = "/api/v1/tickets"
@@ -132,8 +145,9 @@ def test_a_requester_sees_the_public_facts_of_their_own_tickets_and_no_address(
         assert {one["subject"] for one in all_of(somebody)} == {theirs}
         assert somebody.get(EVENTS, params={"ticket_id": mine[0]}).status_code == 404
         assert somebody.get(EVENTS, params={"ticket_id": str(uuid4())}).status_code == 404
+    events = all_of(requester)
     for limit in (1, 2, 100):
-        events = all_of(requester, limit=limit)
+        assert events == all_of(requester, limit=limit)
         assert [int(one["id"]) for one in events] == sorted(
             line["position"] for ticket in mine for line in history(requester, ticket)
         )
@@ -200,6 +214,7 @@ def test_nobody_appears_in_it(service: Service, staff: httpx.Client) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(staff: httpx.Client, parameters: dict[str, Any], field: str) -> None:
+    answer = staff.get(EVENTS, params=parameters)
     for accept in ("application/json", "text/event-stream"):
         answer = staff.get(EVENTS, params=parameters, headers={"Accept": accept})
         assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/problem+json")
@@ -325,3 +340,254 @@ def test_a_stream_has_what_was_and_what_comes_and_goes_on_where_one_ended(
 
 def requester_id(client: httpx.Client) -> UUID:
     return UUID(client.get(TICKETS).json()["items"][0]["requester_id"])
+
+
+def test_an_end_user_who_is_told_nothing_still_moves_on_and_a_stream_says_that_it_is_there(
+    own_service: Callable[..., Service],
+) -> None:
+    service = own_service(FEED_HEARTBEAT_SECONDS="0.3")
+    with service.client(Role.ADMIN) as staff, service.client(Role.END_USER) as nobody:
+        made(staff)
+        with stream(nobody) as answer:
+            coming = lines_of(answer)
+            last = did(staff, "PATCH", f"{made(staff)['id']}", title="Another title")
+            seen = [next(coming) for _ in range(6)]
+        assert {event for _, event in seen} == {None}
+        ids = [int(id_) for id_, _ in seen if id_ is not None]
+        assert ids == sorted(set(ids))
+        assert ids[-1] >= last
+        assert None in {id_ for id_, _ in seen}, "and comments where there is nothing to say"
+
+
+def test_a_stream_ends_when_its_token_does(own_service: Callable[..., Service]) -> None:
+    service = own_service(FEED_HEARTBEAT_SECONDS="60")
+    short = make_token(Settings(jwt_secret_key=KEY), role=Role.ADMIN, sub=uuid4(), valid=timedelta(seconds=3))
+    headers = {"Authorization": f"Bearer {short}"}
+    with httpx.Client(base_url=service.url, headers=headers, timeout=30, verify=NO_CERTIFICATES) as client:
+        began = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(client.get, EVENTS, headers={"Prefer": "wait=20"})
+            with stream(client) as answer:
+                assert list(lines_of(answer)) == []
+            assert waiting.result().json()["items"] == []
+        assert 1 < time.monotonic() - began < 10
+        assert client.get(EVENTS).status_code == 401
+
+
+def test_so_many_may_wait_and_no_more_and_places_are_free_again(own_service: Callable[..., Service]) -> None:
+    service = own_service(FEED_STREAMS="2", FEED_POLLS="1", FEED_WAIT_SECONDS="2", FEED_HEARTBEAT_SECONDS="0.2")
+    with service.client(Role.ADMIN) as one, service.client(Role.ADMIN) as two, service.client(Role.ADMIN) as three:
+        with stream(one), stream(two):
+            refused = three.get(EVENTS, headers={"Accept": "text/event-stream"})
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert refused.json()["type"] == "/problems/overloaded"
+            assert three.get(EVENTS).status_code == 200
+            assert "feed_streams 2.0" in three.get("/metrics").text
+
+        def open_again() -> int:
+            with stream(three) as answer:
+                return int(answer.status_code)
+
+        deadline = time.monotonic() + 5
+        while open_again() != 200:
+            assert time.monotonic() < deadline
+        after = batch(three)["next_after"]
+        with ThreadPoolExecutor() as pool:
+            waiting = [
+                pool.submit(client.get, EVENTS, params={"after": after}, headers={"Prefer": "wait=100"})
+                for client in (one, two)
+            ]
+            answers = [one.result() for one in waiting]
+        assert sorted(answer.status_code for answer in answers) == [200, 503]
+        (bounded,) = (answer for answer in answers if answer.status_code == 200)
+        assert bounded.headers["Preference-Applied"] == "wait=2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_is_told_to_stop_keeps_nobody_waiting(
+    own_service: Callable[..., Service], number: signal.Signals
+) -> None:
+    service = own_service(FEED_HEARTBEAT_SECONDS="60")
+    with ThreadPoolExecutor() as pool, service.client(Role.ADMIN) as one, service.client(Role.ADMIN) as two:
+        after = batch(one)["next_after"]
+        waiting = pool.submit(one.get, EVENTS, params={"after": after}, headers={"Prefer": "wait=30"})
+        with stream(two) as answer:
+            reading = pool.submit(lambda: list(lines_of(answer)))
+            time.sleep(0.5)
+            began = time.monotonic()
+            assert service.stop(number) == 0
+            assert time.monotonic() - began < 5
+            assert waiting.result().status_code == 200
+            assert waiting.result().json()["items"] == []
+            assert reading.result() == []
+    assert "Traceback" not in service.log.read_text()
+
+
+def test_who_takes_nothing_is_cut_off_and_who_leaves_is_forgotten(own_service: Callable[..., Service]) -> None:
+    service = own_service(FEED_HEARTBEAT_SECONDS="0.5")
+    large = {"description": "x" * 20_000}
+    with service.client(Role.ADMIN) as staff:
+        ticket = made(staff, **large)["id"]
+        for number in range(150):
+            did(staff, "PATCH", ticket, description=f"{number} " + "x" * 19_000)
+        host, port = service.url.removeprefix("http://").split(":")
+        bearer = token(Role.ADMIN, uuid4())
+        head = (
+            f"GET {EVENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        readers = [socket.create_connection((host, int(port))) for _ in range(4)]
+        for reader in readers:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            reader.sendall(head.encode())
+        readers[0].close()
+        wait_for_streams(staff, 3, most=4)
+        wait_for_streams(staff, 0)
+        for reader in readers[1:]:
+            reader.close()
+        assert len(all_of(staff, ticket_id=ticket, limit=1_000)) == 151, "in more than one answer, by their size"
+        assert len(batch(staff, ticket_id=ticket, limit=1_000)["items"]) < 120
+    service.stop()
+    assert "Traceback" not in service.log.read_text()
+
+
+def wait_for_streams(client: httpx.Client, count: int, *, most: int | None = None) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        found = float(re.findall(r"^feed_streams ([\d.]+)", client.get("/metrics").text, re.MULTILINE)[0])
+        if count <= found <= (count if most is None else most):
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+# Readers who are killed
+
+READER = """
+import json, sys, time, httpx
+base, token, how, where = sys.argv[1:]
+http = httpx.Client(timeout=10, headers={"Authorization": "Bearer " + token}, verify=False)
+with open(where, "a+b", buffering=0) as kept:
+    kept.seek(0)
+    whole = kept.read()
+    kept.truncate(whole.rfind(b"\\n") + 1)  # a line that was cut off was not taken
+    lines = whole[: whole.rfind(b"\\n") + 1].split()
+    last = int(lines[-1]) if lines else 0
+    while True:
+        try:
+            if how == "poll":
+                answer = http.get(base + "/events", params={"after": last, "limit": 7}, headers={"Prefer": "wait=2"})
+                answer.raise_for_status()
+                found = answer.json()
+                for one in found["items"]:
+                    kept.write(one["id"].encode() + b"\\n")
+                last = max(last, found["next_after"])
+            else:
+                headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
+                with http.stream("GET", base + "/events", headers=headers) as answer:
+                    answer.raise_for_status()
+                    for line in answer.iter_lines():
+                        if line.startswith("data: "):
+                            last = int(json.loads(line[6:])["id"])
+                            kept.write(b"%d\\n" % last)
+        except httpx.HTTPError:
+            time.sleep(0.05)
+"""
+
+
+class Reader:
+    """A process that follows the feed and writes down what it was told, and is killed."""
+
+    def __init__(self, service: Service, folder: Path, role: Role, sub: UUID, how: str) -> None:
+        self.arguments = [token(role, sub), how, str(folder / f"{role}-{how}")]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.kills = 0
+        self.start(service)
+
+    def start(self, service: Service) -> None:
+        program = [sys.executable, "-c", READER, f"{service.url}/api/v1", *self.arguments]
+        self.process = subprocess.Popen(program)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.kills += 1
+
+    @property
+    def told(self) -> list[int]:
+        path = Path(self.arguments[2])
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+async def test_readers_who_are_killed_and_come_again_are_told_every_fact_once_and_in_order(
+    own_service: Callable[..., Service], owner: Connection, tmp_path: Path
+) -> None:
+    service = await asyncio.to_thread(own_service)
+    requester, chance = uuid4(), random.Random(4)  # noqa: S311 - when whom is killed
+    readers = [
+        Reader(service, tmp_path, Role.ADMIN, uuid4(), "poll"),
+        Reader(service, tmp_path, Role.SENIOR_ENGINEER, uuid4(), "stream"),
+        Reader(service, tmp_path, Role.END_USER, requester, "stream"),
+        Reader(service, tmp_path, Role.END_USER, requester, "poll"),
+    ]
+    writing = asyncio.create_task(_busy(lambda: service, requester))
+    try:
+        for round_ in range(24):
+            await asyncio.sleep(chance.uniform(0.05, 0.5))
+            if round_ in {7, 15}:
+                successor = asyncio.create_task(asyncio.to_thread(own_service))
+                service.process.kill()
+                await asyncio.to_thread(service.process.wait)
+                service = await successor
+                for reader in readers:  # its port is another one
+                    reader.kill()
+                    reader.start(service)
+            else:
+                reader = chance.choice(readers)
+                reader.kill()
+                await asyncio.sleep(chance.uniform(0, 0.2))
+                reader.start(service)
+        writing.cancel()
+        with suppress(asyncio.CancelledError):
+            await writing
+        facts = await owner.fetch("select position from ledger.events where topic like 'ticket.%' order by position")
+        public = await owner.fetch(
+            """select h.position from read_model.history h join read_model.tickets t using (ticket_id)
+               where t.requester_id = $1 and not h.internal order by h.position""",
+            requester,
+        )
+        everything, theirs = [row[0] for row in facts], [row[0] for row in public]
+        assert len(everything) > len(theirs) + 20
+        assert len(theirs) > 20
+        deadline = time.monotonic() + 30
+        while [reader.told[-1:] for reader in readers] != [everything[-1:]] * 2 + [theirs[-1:]] * 2:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert readers[0].told == everything
+        assert readers[1].told == everything
+        assert readers[2].told == theirs
+        assert readers[3].told == theirs
+        assert all(reader.kills > 3 for reader in readers)
+    finally:
+        writing.cancel()
+        for reader in readers:
+            reader.kill()
+
+
+async def _busy(service: Callable[[], Service], requester: UUID) -> None:
+    """Somebody asks for things, and staff do this and that about them, whether the service is there or not."""
+    theirs = {"Authorization": f"Bearer {token(Role.END_USER, requester)}"}
+    staff = {"Authorization": f"Bearer {token(Role.ADMIN, uuid4())}"}
+    async with httpx.AsyncClient(timeout=5, verify=NO_CERTIFICATES) as http:
+        while True:
+            try:
+                for headers in (theirs, staff):
+                    answer = await http.post(service().url + TICKETS, json=NEW_TICKET, headers=headers)
+                    url = f"{service().url}{TICKETS}/{answer.json()['id']}"
+                    await asyncio.gather(
+                        http.post(f"{url}/comments", json={"body": "Between us", "internal": True}, headers=staff),
+                        http.post(f"{url}/comments", json={"body": "To all"}, headers=staff),
+                        http.patch(url, json={"title": "Another title"}, headers=staff),
+                    )
+            except (httpx.HTTPError, KeyError):
+                await asyncio.sleep(0.05)
