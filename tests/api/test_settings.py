@@ -83,6 +83,10 @@ GOOD: list[tuple[str, str, Any]] = [
     ("ATTACHMENT_RETENTION_DAYS", "0", 0.0),
     ("RESCAN_SECONDS", "0.1", 0.1),
     ("SWEEP_MINUTES", "0.5", 0.5),
+    ("FEED_WAIT_SECONDS", "0", 0),
+    ("FEED_POLLS", "7", 7),
+    ("FEED_STREAMS", "0", 0),
+    ("FEED_HEARTBEAT_SECONDS", "0.1", 0.1),
     *((name, "1", 1) for name in COUNTS),
     *((name, "2147483647", 2**31 - 1) for name in COUNTS),
 ]
@@ -114,6 +118,10 @@ BAD: list[tuple[str, str]] = [
     *(("ATTACHMENT_RETENTION_DAYS", text) for text in ("-1", "nan", "36501", "a month")),
     *(("RESCAN_SECONDS", text) for text in ("0", "86401", "inf")),
     *(("SWEEP_MINUTES", text) for text in ("-1", "100001")),
+    *(("FEED_WAIT_SECONDS", text) for text in ("-1", "3601", "1.5")),
+    *(("FEED_POLLS", text) for text in ("0", "many")),
+    *(("FEED_STREAMS", text) for text in ("-1", "2147483648")),
+    *(("FEED_HEARTBEAT_SECONDS", text) for text in ("0", "3601", "nan")),
     *((name, text) for name in COUNTS for text in ("0", "-1", "many", "2147483648", "1.5")),
 ]
 
