@@ -225,7 +225,7 @@ create table if not exists read_model.parked (
   parked_at  timestamptz not null,
   primary key (projection, stream_id)
 );
-comment on table read_model.parked is 'Streams with a fact that a projection could not digest: left as they were before it until a rebuild.';
+comment on table read_model.parked is 'Streams with a fact that a projection could not digest: left as they were before it until a retry or a rebuild.';
 
 create table if not exists read_model.tickets (
   ticket_id            uuid primary key,

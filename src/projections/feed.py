@@ -6,7 +6,7 @@ Deliberately absent: how they are shown and who is asking; the edge says that.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
@@ -200,7 +200,8 @@ class Tail:
         self._facts: deque[Happened] = deque()
         self._bytes = 0
         self._begins = self._reaches = 0
-        self._waiting: dict[asyncio.Future[None], int] = {}
+        self._waiting: defaultdict[UUID | None, dict[asyncio.Future[None], tuple[Wanted, int]]] = defaultdict(dict)
+        """By who waits, so that nobody is asked about other people's facts; staff, who see all, are None."""
         self._awaited = asyncio.Event()
 
     async def read(self, wanted: Wanted, after: int, limit: int, *, newest: int = 0) -> Batch:
@@ -227,21 +228,26 @@ class Tail:
             newest.append(one)
         return reversed(newest)
 
-    async def wait(self, after: int, timeout: float) -> bool:
-        """Wait until there is something after this position, `timeout` seconds at most; whether there is."""
-        if after < self._reaches:
-            return True
+    async def wait(self, wanted: Wanted, after: int, timeout: float) -> None:
+        """Wait until there is something after this position that fits, `timeout` seconds at most."""
+        if after < self._begins:  # what comes next is not here; while read models are made anew, it is nowhere yet
+            await asyncio.sleep(min(timeout, _PAUSE_S))
+            return
+        if any(map(wanted.fits, self._after(after))):
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = after
+        waiting = self._waiting[wanted.visible_to]
+        waiting[future] = (wanted, after)
         self._awaited.set()
         try:
             async with asyncio.timeout(timeout):
                 await future
         except TimeoutError:
-            return False
+            return
         finally:
-            self._waiting.pop(future, None)
-        return True
+            del waiting[future]
+            if not waiting:
+                self._waiting.pop(wanted.visible_to, None)
 
     async def follow(self) -> None:
         """Read what comes as long as somebody waits, until cancelled."""
@@ -268,7 +274,8 @@ class Tail:
     def _begin_at(self, position: int) -> None:
         self._facts.clear()
         self._bytes, self._begins, self._reaches = 0, position, position
-        self._wake()
+        for waiting in self._waiting.values():
+            self._wake(waiting)
 
     def _take(self, found: Batch) -> None:
         self._facts.extend(found.facts)
@@ -278,9 +285,17 @@ class Tail:
             gone = self._facts.popleft()
             self._bytes -= len(gone.entry or b"")
             self._begins = gone.position
-        self._wake()
+        concerned = defaultdict[UUID | None, list[Happened]](list, {None: list(found.facts)})
+        for one in found.facts:
+            concerned[one.requester_id].append(one)
+        for who in concerned.keys() & self._waiting.keys():
+            self._wake(self._waiting[who], concerned[who])
 
-    def _wake(self) -> None:
-        for future, after in self._waiting.items():
-            if after < self._reaches and not future.done():
+    def _wake(
+        self, waiting: dict[asyncio.Future[None], tuple[Wanted, int]], facts: Sequence[Happened] | None = None
+    ) -> None:
+        """Let go on those who want one of these facts, or all."""
+        for future, (wanted, after) in waiting.items():
+            wakes = facts is None or any(one.position > after and wanted.fits(one) for one in facts)
+            if wakes and not future.done():
                 future.set_result(None)

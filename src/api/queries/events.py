@@ -134,7 +134,7 @@ class EventStream(Struct, frozen=True):
                     yield b"id: %d\n\n" % found.next_after if found.next_after > told else b":\n\n"
                     told, due = found.next_after, now() + every
                 if found.is_end:
-                    await _more(tail, found.next_after, min(due, ends) - now(), over)
+                    await _more(tail, self.wanted, found.next_after, min(due, ends) - now(), over)
                 found = await tail.read(self.wanted, found.next_after, _AT_ONCE)
         except (*CONNECTION_LOST, asyncpg.PostgresError, BeyondTheLedger) as error:
             _log.warning("feed.stream_ended", error=repr(error))  # the client comes again, and is told then
@@ -218,14 +218,14 @@ async def _waited_for(request: ApiRequest, wanted: Wanted, found: Batch, limit: 
     async with served.polls, _over(request.receive, served.stopping) as over:
         with FEED_POLLS.track_inprogress():
             while not found.facts and found.is_end and not over.done() and now() < ends:
-                await _more(served.tail, found.next_after, ends - now(), over)
+                await _more(served.tail, wanted, found.next_after, ends - now(), over)
                 found = await served.tail.read(wanted, found.next_after, limit)
     return found
 
 
-async def _more(tail: Tail, after: int, seconds: float, over: "asyncio.Task[None]") -> None:
-    """Return when there is something after this position, after so long, or when it is over."""
-    waiting = asyncio.create_task(tail.wait(after, seconds))
+async def _more(tail: Tail, wanted: Wanted, after: int, seconds: float, over: "asyncio.Task[None]") -> None:
+    """Return when there is something that fits after this position, after so long, or when it is over."""
+    waiting = asyncio.create_task(tail.wait(wanted, after, seconds))
     await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
