@@ -36,6 +36,7 @@ LOOKED_AT: Final = 5_000
 LARGEST: Final = 2 * 1024 * 1024
 """So many bytes of entries are in one answer, or a single one that is larger."""
 
+_MANY: Final = 1_000
 _REMEMBERED: Final = 4_096
 _REMEMBERED_BYTES: Final = 16 * 1024 * 1024
 _CHUNK: Final = 1_000
@@ -108,7 +109,8 @@ async def read(pool: Pool, wanted: Wanted, after: int, limit: int) -> Batch:
 
     However few fit, the next position moves on: past all that was gone through for them.
     """
-    positions, events, argument = _source(wanted)
+    many = wanted.visible_to is not None and wanted.ticket_id is None and await _many(pool, wanted.visible_to, after)
+    positions, events, theirs, argument = _source(wanted, many=many)
     # Laterals with a limit are looked up one by one, whatever the planner expects of tables that grow.
     rows = await pool.fetch(
         f"""with reach as materialized (
@@ -121,7 +123,7 @@ async def read(pool: Pool, wanted: Wanted, after: int, limit: int) -> Batch:
                                        where h.ticket_id = e.stream_id and h.position = e.position limit 1) h on true
                     left join lateral (select t.number, t.requester_id from read_model.tickets t
                                        where t.ticket_id = e.stream_id limit 1) t on true
-                    where ($4::text[] is null and e.topic like 'ticket.%' or e.topic = any($4))
+                    where ($4::text[] is null and e.topic like 'ticket.%' or e.topic = any($4)){theirs}
                     order by e.position limit $2::bigint + 1) f
               window before as (order by f.position rows between unbounded preceding and 1 preceding)
             )
@@ -146,14 +148,30 @@ async def read(pool: Pool, wanted: Wanted, after: int, limit: int) -> Batch:
 _EVENT: Final = "e.position, e.stream_id, e.version, e.topic, e.occurred_at from ledger.events e"
 
 
-def _source(wanted: Wanted) -> tuple[str, str, tuple[UUID, ...]]:
-    """Which positions are gone through, each way by an index and bounded, and their events: SQL, and argument 5."""
-    if wanted.ticket_id is None and wanted.visible_to is None:
+async def _many(pool: Pool, requester_id: UUID, after: int) -> bool:
+    """Whether so many of somebody's tickets have something new that going along the ledger is shorter."""
+    many: bool = await pool.fetchval(
+        """select count(*) = $3 from (select from read_model.tickets
+           where requester_id = $1 and not deleted and position > $2 limit $3) t""",
+        requester_id,
+        after,
+        _MANY,
+    )
+    return many
+
+
+def _source(wanted: Wanted, *, many: bool) -> tuple[str, str, str, tuple[UUID, ...]]:
+    """Which positions are gone through, each way by an index and bounded, their events, and a condition on those.
+
+    SQL, and argument 5 if there is one.
+    """
+    if wanted.ticket_id is None and (wanted.visible_to is None or many):
         return (
             f"gone_through as materialized (select least(upto, $1::bigint + {LOOKED_AT}) as upto from reach)",
             f"""(select {_EVENT} where e.position > $1 and e.position <= (select upto from gone_through)
                  order by e.position) e""",
-            (),
+            "" if wanted.visible_to is None else " and t.requester_id = $5 and not h.internal",
+            () if wanted.visible_to is None else (wanted.visible_to,),
         )
     between = "h.position > $1::bigint and h.position <= (select upto from reach)"
     if wanted.ticket_id is not None and wanted.visible_to is None:
@@ -186,6 +204,7 @@ def _source(wanted: Wanted) -> tuple[str, str, tuple[UUID, ...]]:
               from places
             )""",
         f"places s cross join lateral (select {_EVENT} where e.position = s.position limit 1) e",
+        "",
         (argument,),
     )
 
