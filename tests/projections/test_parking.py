@@ -11,7 +11,7 @@ import pytest
 
 from projections import parking
 from projections.parking import read_parked, retry, retry_all
-from projections.runner import PROJECTIONS
+from projections.runner import PROJECTIONS, checkpoints_of
 from tests.api.test_cli import tickets
 from tests.conftest import NEW_TICKET, Service, eventually
 from tests.projections.test_runner import (
@@ -154,6 +154,20 @@ async def test_rows_that_the_database_refused_are_written_once_it_takes_them(
         ("tickets", True),
         ("counts", True),
     ]
+
+
+async def test_a_retry_waits_for_whoever_has_the_checkpoints(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    stream = uuid4()
+    await store(owner, stream, 1, created(stream))
+    await store(owner, stream, 2, state=b"{")
+    async with running(ledger, dsn):
+        await eventually(lambda: level(owner))
+    async with connected(dsn) as other:
+        async with owner.transaction():
+            await checkpoints_of(owner, lock=True)
+            trying = asyncio.create_task(retry(other, stream))
+            assert not (await asyncio.wait({trying}, timeout=0.3))[0]
+        assert len((await trying).still) == len(PROJECTIONS)
 
 
 async def test_a_projection_that_is_behind_the_others_is_brought_no_further_than_it_is(

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from projections.stalls import Standing, Watch, look, without_values
+from tests.api.test_cli import tickets
 from tests.conftest import NEW_TICKET, NO_CERTIFICATES, Service, eventually, token
 from tests.projections.test_runner import level, live, running, store
 from tests.tickets.test_ledger import appending, created, held_up
@@ -228,7 +230,22 @@ def test_no_value_that_is_written_in_a_statement_is_told(statement: str, told: s
     assert without_values(statement) == told
 
 
-# The service
+# The service, and the command line
+
+
+async def test_the_command_line_names_who_holds_it(ledger: Ledger, dsn: str, tmp_path: Path) -> None:
+    await live(ledger, 1)
+    async with held(dsn, "select 'a secret' from ledger.head for update", "a night job") as holding:
+        await stalled(dsn)
+        where = {"DATABASE_URL": dsn, "DATA_DIR": str(tmp_path)}
+        told = await asyncio.to_thread(tickets, "projections", "status", **where)
+    assert told.returncode == 0, told.stderr
+    assert "STANDS STILL since" in told.stdout
+    assert "ledger.head held" in told.stdout
+    assert f"by process {holding.get_server_pid()} (a night job)" in told.stdout
+    assert "select ? from ledger.head for update" in told.stdout
+    assert "no runner leads" in told.stdout
+    assert "s old" in told.stdout
 
 
 async def test_health_names_who_holds_it_and_waits_for_nobody(own_service: Callable[..., Service], dsn: str) -> None:
