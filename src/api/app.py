@@ -28,13 +28,14 @@ from api.files.housekeeping import keep_house
 from api.files.receiving import ENVELOPE
 from api.files.storage import Storage
 from api.files.taking import Files
-from api.logs import BEHIND, LEDGER_POSITION, OLDEST, PARKED, PROJECTED_POSITION, WAITING, Asgi, observed
+from api.logs import BEHIND, DRIFTED, LEDGER_POSITION, OLDEST, PARKED, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
 from api.queries import QUERIES, QUERY_ROUTES
 from api.queries.system import explain_problem, health, metrics, ready
 from api.requests import Installation
 from api.settings import PARTS, Part, Settings
 from projections import people
+from projections.drift import Sampler
 from projections.feed import Tail
 from projections.freshness import Freshness
 from projections.runner import Runner
@@ -84,6 +85,7 @@ async def application(
             people=People(ledger),
             freshness=freshness,
             watch=Watch(),
+            sampler=Sampler(dsn, seconds=settings.drift_sample_seconds, found=DRIFTED.set),
             tail=Tail(ledger.pool, freshness),
             polls=asyncio.Semaphore(settings.feed_polls),
             streams=asyncio.Semaphore(settings.feed_streams),
@@ -109,6 +111,7 @@ async def application(
             if runner is not None:
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())
+                tasks.append(background.create_task(served.sampler.run(runner)))
                 tasks.append(
                     background.create_task(keep_house(settings, served.files, runner, served.handler, ledger.pool, dsn))
                 )

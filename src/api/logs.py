@@ -37,6 +37,7 @@ WAITING: Final = Gauge("ledger_waiting_commands", "Commands that wait for the ne
 BEHIND: Final = Gauge("projections_behind", "Facts that are not in all read models yet.")
 OLDEST: Final = Gauge("projections_oldest_seconds", "How old the oldest of them is.")
 PARKED: Final = Gauge("projections_parked", "Streams that some read model has given up on.")
+DRIFTED: Final = Gauge("projections_drifted_tickets", "Tickets whose rows are not what their facts say.")
 FEED_POLLS: Final = Gauge("feed_polls", "Requests that wait for events.")
 FEED_STREAMS: Final = Gauge("feed_streams", "Open streams of events.")
 

@@ -21,6 +21,7 @@ from msgspec import Struct
 from api.auth import Tokens, Unauthorized
 from api.problems import InvalidRequest, Problem
 from api.settings import Settings
+from projections.drift import Sampler
 from projections.feed import Tail
 from projections.freshness import Freshness
 from projections.stalls import Watch
@@ -54,6 +55,7 @@ class Installation(Struct, frozen=True, kw_only=True):
     people: People
     freshness: Freshness
     watch: Watch
+    sampler: Sampler
     tail: Tail
     polls: asyncio.Semaphore
     streams: asyncio.Semaphore

@@ -122,6 +122,8 @@ class Settings(Struct, frozen=True, kw_only=True, rename="upper"):
     """How often files in quarantine are scanned again."""
     sweep_minutes: Annotated[float, Meta(ge=0, le=100_000)] = 60
     """How often bytes that nothing names are looked for."""
+    drift_sample_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
+    """How often a ticket, by luck, is held against its facts."""
     feed_wait_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 30
     """How long a reader of the event feed may wait for more, at most."""
     feed_polls: Positive = 1_000

@@ -17,7 +17,7 @@ from msgspec import Struct
 from projections.beside import rows_of_streams
 from projections.projection import LIVE, Projection, Row, write
 from projections.rebuild import Difference, difference
-from projections.runner import PROJECTIONS, checkpoints_of
+from projections.runner import PROJECTIONS, Runner, checkpoints_of
 from tickets.connections import CONNECTION_LOST, Connection, connected
 from tickets.ledger import read_streams
 
@@ -65,7 +65,7 @@ async def put_right(connection: Connection, stream_id: UUID) -> list[Drift]:
         found = await _differences(connection, stream_id, rows)
         for drift in found:
             one = COMPARED[drift.projection]
-            table, made = f"{LIVE}.{one.name}", f"select {one.key} from unnest($2::{LIVE}.{one.row_type or one.name}[])"
+            table, made = f"{LIVE}.{one.name}", f"select {one.key} from unnest($2::{one.row_in(LIVE)}[])"
             await connection.execute(
                 f"delete from {table} where ({one.of_stream}) or ({one.key}) in ({made})", stream_id, rows[one.name]
             )
@@ -84,11 +84,11 @@ class Sampler:
         self.found: dict[UUID, list[Drift]] = {}
         """Those that were not right when they were last looked at, a hundred of them at most."""
 
-    async def run(self, leads: Callable[[], bool]) -> None:
+    async def run(self, runner: Runner) -> None:
         """Do so as long as the runner of this process leads, until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
-            if not leads():
+            if not runner.leads:
                 continue
             try:
                 await self.look()
@@ -139,7 +139,7 @@ async def _differences(connection: Connection, stream_id: UUID, rows: Mapping[st
         one = COMPARED[name]
         columns, key = ", ".join(one.columns), ", ".join(f"'{part}', {part}" for part in one.columns[: one.key_columns])
         different = await connection.fetch(
-            f"""with made as materialized (select {columns} from unnest($2::{LIVE}.{one.row_type or name}[])),
+            f"""with made as materialized (select {columns} from unnest($2::{one.row_in(LIVE)}[])),
                      live as materialized (select {columns} from {LIVE}.{name} where {one.of_stream}
                                            union select {", ".join(f"l.{part}" for part in one.columns)}
                                            from {LIVE}.{name} l join made using ({one.key}))

@@ -159,7 +159,7 @@ async def _replace(connection: Connection, one: Projection, rows: Sequence[Row])
         rows = list({row[: one.key_columns]: row for row in rows}.values())
         table = f"{LIVE}.{one.name}"
         await connection.execute(
-            f"delete from {table} where ({one.key}) in (select {one.key} from unnest($1::{one.row_type or table}[]))",
+            f"delete from {table} where ({one.key}) in (select {one.key} from unnest($1::{one.row_in(LIVE)}[]))",
             rows,
         )
     await write(connection, one, rows)

@@ -75,6 +75,10 @@ class Projection(Struct, frozen=True):
         """The columns that a row is known by, as SQL."""
         return ", ".join(self.columns[: self.key_columns])
 
+    def row_in(self, schema: str) -> str:
+        """The type of a row of the table in that schema, as SQL."""
+        return f"{schema}.{self.row_type or self.name}"
+
 
 def is_parked(projection: str, stream_id: str) -> str:
     """SQL: whether a read model has given up on a stream, so that what it has of it may be old."""
@@ -93,12 +97,12 @@ async def write(connection: Connection, projection: Projection, rows: Sequence[R
         return
     if projection.newest_only:
         rows = list({row[0]: row for row in rows}.values())
-    table, row_type, conflict = f"{schema}.{projection.name}", f"{schema}.{projection.row_type or projection.name}", ""
+    table, conflict = f"{schema}.{projection.name}", ""
     if projection.newest_only:
         updates = ", ".join(f"{column} = excluded.{column}" for column in projection.columns[1:])
         conflict = f"on conflict ({projection.key}) do update set {updates} where t.position < excluded.position"
     await connection.execute(
-        f"insert into {table} as t ({', '.join(projection.columns)}) select * from unnest($1::{row_type}[]) {conflict}",
+        f"insert into {table} as t ({', '.join(projection.columns)}) select * from unnest($1::{projection.row_in(schema)}[]) {conflict}",
         rows,
     )
 

@@ -1,17 +1,19 @@
 """One ticket's rows held against its facts, on a real database: whatever is wrong with it is found, and put right."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
 
 from projections.drift import COMPARED, Sampler, drift_of, put_right, sample
-from tests.conftest import eventually
+from projections.runner import Runner
+from tests.conftest import NEW_TICKET, Service, _execute, eventually
 from tests.projections.test_rebuild import DRIFTS, FIELDS, caught_up
 from tests.projections.test_runner import broken, dump, level, live, running, store
 from tests.tickets.test_ledger import assigned, created
-from tickets.connections import Connection
+from tickets.connections import Connection, connect
 from tickets.ledger import Ledger
 
 
@@ -115,29 +117,47 @@ async def test_samples_find_drift_and_forget_it_once_it_is_put_right(
     await caught_up(ledger, owner, dsn, 3)
     told: list[int] = []
     sampler = Sampler(dsn, seconds=0.001, found=told.append)
-    looking = asyncio.create_task(sampler.run(lambda: True))
-    await eventually(lambda: _is(lambda: sampler.sampled > 10))
-    assert (sampler.found, set(told)) == ({}, {0})
-    stream = await owner.fetchval(
-        """update read_model.tickets set team = 'Nobody' where ticket_id =
-           (select ticket_id from read_model.tickets order by ticket_id limit 1) returning ticket_id"""
-    )
-    await eventually(lambda: _is(lambda: told[-1] == 1))
-    assert {(one.projection, *one.differences[0].fields) for one in sampler.found[stream]} == {("tickets", "team")}
-    await eventually(lambda: _is(lambda: sampler.sampled > 40))
-    assert capsys.readouterr().out.count("projection.drift") == 1, "an alarm is raised once"
-    await put_right(owner, stream)
-    await eventually(lambda: _is(lambda: told[-1] == 0))
-    looking.cancel()
+    async with running(ledger, dsn) as runner:
+        looking = asyncio.create_task(sampler.run(runner))
+        await eventually(lambda: _is(lambda: sampler.sampled > 5))
+        assert (sampler.found, set(told)) == ({}, {0})
+        stream = await owner.fetchval(
+            """update read_model.tickets set team = 'Nobody' where ticket_id =
+               (select ticket_id from read_model.tickets order by ticket_id limit 1) returning ticket_id"""
+        )
+        await eventually(lambda: _is(lambda: told[-1] == 1))
+        assert {(one.projection, *one.differences[0].fields) for one in sampler.found[stream]} == {("tickets", "team")}
+        enough = sampler.sampled + 5
+        await eventually(lambda: _is(lambda: sampler.sampled > enough))
+        assert capsys.readouterr().out.count("projection.drift") == 1, "an alarm is raised once"
+        await put_right(owner, stream)
+        await eventually(lambda: _is(lambda: told[-1] == 0))
+        looking.cancel()
 
 
 async def test_who_does_not_lead_takes_no_samples(ledger: Ledger, owner: Connection, dsn: str) -> None:
     await caught_up(ledger, owner, dsn, 3)
     sampler = Sampler(dsn, seconds=0.001, found=lambda _: None)
-    looking = asyncio.create_task(sampler.run(lambda: False))
+    looking = asyncio.create_task(sampler.run(Runner(ledger, lambda: connect(dsn))))
     await asyncio.sleep(0.1)
     looking.cancel()
     assert sampler.sampled == 0
+
+
+def test_a_service_raises_the_alarm(own_service: Callable[..., Service], dsn: str) -> None:
+    service = own_service(DRIFT_SAMPLE_SECONDS="0.1")
+    with service.client() as http:
+        ticket = http.post("/api/v1/tickets", json=NEW_TICKET).json()["id"]
+        assert http.get(f"/api/v1/tickets/{ticket}").status_code == 200, "it is in the read model"
+        assert http.get("/health").json()["projections"]["drifted"] == []
+        spoil = f"update read_model.tickets set team = 'Nobody' where ticket_id = '{ticket}'"
+        asyncio.run(_execute(dsn, spoil))
+        deadline = time.monotonic() + 10
+        while (told := http.get("/health").json()["projections"])["drifted"] != [ticket]:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.05)
+        assert "projections_drifted_tickets 1.0" in http.get("/metrics").text
+        assert http.get("/ready").status_code == 200, "it serves; somebody should look"
 
 
 async def _is(holds: Callable[[], bool]) -> bool:

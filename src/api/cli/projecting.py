@@ -14,8 +14,8 @@ from api.cli.terminal import catch_up, fail, open_database, print_json, progress
 from projections import parking
 from projections import rebuild as rebuilding
 from projections.drift import Drift, put_right
-from projections.replay import find_ticket
 from projections.parking import ParkedStream
+from projections.replay import find_ticket
 from projections.stalls import Process, Stall
 from projections.status import read_status
 from tickets.connections import connected
@@ -174,12 +174,12 @@ def _put_right(only: tuple[str, ...], *, as_json: bool) -> None:
         return
     for drift in found:
         for row in drift.differences:
-            click.echo(f"{drift.projection:<10} {_told(row)}: put right")
+            click.echo(f"{drift.projection:<10} {_differing(row)}: put right")
     if not found:
         click.echo("All is as it should be.")
 
 
-def _told(row: rebuilding.Difference) -> str:
+def _differing(row: rebuilding.Difference) -> str:
     fields = f": {', '.join(row.fields)}" if row.fields else ""
     return f"{' '.join(row.key.values())} {row.what}{fields}"
 
@@ -224,7 +224,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
             why = f": version {one.made_by} made them" if one.expected else "" if one.clean else ": drift"
             click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}{why}")
             for row in one.differences:
-                click.echo(f"           {_told(row)}")
+                click.echo(f"           {_differing(row)}")
         took = max((datetime.now(UTC) - started).total_seconds(), 0.001)
         say(f"{facts:,} facts in {took:.1f} s, {facts / took:,.0f}/s")
     sys.exit(0 if swap or all(one.clean for one in compared) else 1)

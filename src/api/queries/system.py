@@ -29,6 +29,8 @@ def _health(served: Installation) -> dict[str, Any]:
         "projections": {
             "position": served.freshness.projected,
             "behind": behind,
+            "sampled": served.sampler.sampled,
+            "drifted": [str(ticket) for ticket in served.sampler.found],
             **({} if (seen := served.watch.seen) is None else msgspec.to_builtins(seen) | {"behind": behind}),
         },
     }
