@@ -223,6 +223,35 @@ def test_what_makes_no_sense_is_refused_by_name(staff: httpx.Client, parameters:
         assert "ticket.comment_added.v1" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("last", ["x", "-1", "1.5", str(10**18), str(10**19), "\u0661".encode().decode("latin-1")])
+def test_an_id_that_no_event_has_is_refused_by_name(staff: httpx.Client, last: str) -> None:
+    headers = [(b"Accept", b"text/event-stream"), (b"Last-Event-ID", last.encode("latin-1"))]
+    answer = staff.get(EVENTS, headers=headers)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "Last-Event-ID")
+    assert staff.get(EVENTS, headers=headers[1:]).status_code == 200, "which a batch has no use for"
+
+
+@pytest.mark.parametrize(
+    ("accept", "streamed"),
+    [
+        ("*/*", False),
+        ("", False),
+        ("text/event-stream", True),
+        ("TEXT/Event-Stream; charset=utf-8", True),
+        ("application/json, text/event-stream", False),
+        ("application/json;q=0.5, text/event-stream", True),
+        ("text/event-stream;q=0", False),
+        ("text/*", False),
+    ],
+)
+def test_a_stream_is_for_who_would_rather_have_one(staff: httpx.Client, accept: str, streamed: bool) -> None:  # noqa: FBT001
+    with staff.stream("GET", EVENTS, headers={"Accept": accept}) as answer:
+        assert answer.status_code == 200
+        assert (answer.headers["Content-Type"] == "text/event-stream") == streamed
+    head = staff.head(EVENTS, headers={"Accept": accept})
+    assert (head.status_code, head.content) == (200, b"")
+
+
 def test_without_a_token_there_is_nothing(service: Service) -> None:
     for accept in ("application/json", "text/event-stream"):
         answer = httpx.get(service.url + EVENTS, headers={"Accept": accept}, verify=NO_CERTIFICATES)

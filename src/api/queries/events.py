@@ -6,8 +6,8 @@ Deliberately absent: which facts these are (projections/feed.py).
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
@@ -98,27 +98,31 @@ class EventStream(Struct, frozen=True):
         headers = {"Content-Type": _SSE, "Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
         headers["Ledger-Position"] = str(self.first.reaches)
         sent = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": sent})
-        if not scope["state"].get("head"):
+        start = {"type": "http.response.start", "status": 200, "headers": sent}
+        if scope["state"].get("head"):
+            await send(start)
+        else:
             async with self.served.streams, _over(receive, self.served.stopping) as over:
                 with FEED_STREAMS.track_inprogress():
+                    await send(start)
                     if not await self._stream(send, over):
                         return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, send: Any, over: "asyncio.Task[None]") -> bool:
         """Send what comes; whether it ended in order, and not because nobody takes it."""
-        async for chunk in self._chunks(over):
-            sending = asyncio.ensure_future(send({"type": "http.response.body", "body": chunk, "more_body": True}))
-            patience = 2 * self.served.settings.feed_heartbeat_seconds
-            await asyncio.wait({sending, over}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                sending.cancel()
-                return False
-            sending.result()
+        patience = 2 * self.served.settings.feed_heartbeat_seconds
+        async with aclosing(self._chunks(over)) as chunks:
+            async for chunk in chunks:
+                sending = asyncio.ensure_future(send({"type": "http.response.body", "body": chunk, "more_body": True}))
+                await asyncio.wait({sending, over}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                if not sending.done():
+                    sending.cancel()
+                    return False
+                sending.result()
         return True
 
-    async def _chunks(self, over: "asyncio.Task[None]") -> AsyncIterator[bytes]:
+    async def _chunks(self, over: "asyncio.Task[None]") -> AsyncGenerator[bytes]:
         now = asyncio.get_running_loop().time
         tail, every, ends = self.served.tail, self.served.settings.feed_heartbeat_seconds, now() + self.seconds
         found, told, due = self.first, self.begins, now() + every
@@ -182,12 +186,13 @@ async def list_events(request: ApiRequest) -> ASGIApp:
     )
     if wanted.ticket_id is not None:
         await visible_ticket(request, wanted.ticket_id)
-    after = _last_event_id(request, asked.after) if streamed else asked.after
+    last = _last_event_id(request) if streamed else None
+    after = asked.after if last is None else last
     try:
         newest = served.freshness.projected
         found = await served.tail.read(wanted, after, _AT_ONCE if streamed else asked.limit, newest=newest)
     except BeyondTheLedger as error:
-        raise InvalidRequest("after", f"is no position yet: {error}") from None
+        raise InvalidRequest("after" if last is None else "Last-Event-ID", f"is no position yet: {error}") from None
     left = served.tokens.seconds_left(header(request, b"authorization") or "")
     if streamed:
         if served.streams.locked():
@@ -263,10 +268,10 @@ def _topics(names: tuple[str, ...]) -> frozenset[str]:
     return found
 
 
-def _last_event_id(request: ApiRequest, after: int) -> int:
+def _last_event_id(request: ApiRequest) -> int | None:
     sent = (header(request, b"last-event-id") or "").strip()
     if not sent:
-        return after
+        return None
     if not (sent.isascii() and sent.isdigit() and len(sent) < 19):
         raise InvalidRequest("Last-Event-ID", "must be the id of an event, as an earlier answer gave it")
     return int(sent)
