@@ -371,4 +371,32 @@ create table if not exists read_model.people (
 );
 comment on table read_model.people is 'Who was seen in tokens and imports, as last seen. A role that is not known is null.';
 
+create table if not exists read_model.periods (
+  ticket_id        uuid not null,
+  updated_at       timestamptz not null,
+  valid_to         timestamptz not null,
+  version          integer not null,
+  status           text not null,
+  status_rank      smallint not null,
+  priority         text not null,
+  category         text not null,
+  environment      text,
+  affected_service text,
+  tags             text[] not null,
+  requester_id     uuid not null,
+  assignee_id      uuid,
+  team             text,
+  created_at       timestamptz not null,
+  breach_at        timestamptz,
+  primary key (ticket_id, updated_at)
+);
+comment on table read_model.periods is 'How tickets were until they changed, for lists of the past. How they are now, and since their updated_at, tickets has.';
+comment on column read_model.periods.updated_at is 'From when on it was so: the last change that everybody may know of.';
+comment on column read_model.periods.valid_to is 'Until when, that moment not included: the next such change.';
+comment on column read_model.periods.version is 'The ticket''s last version in it.';
+comment on column read_model.periods.breach_at is 'From when on it counted as late while it was so; null if it did not.';
+-- The one question is what was so at a moment. Only tickets that changed later are in the answer, those that were
+-- being worked on, so their few rows are filtered and sorted as they are found; no other index would be used.
+create index if not exists periods_by_time on read_model.periods using gist (tstzrange(updated_at, valid_to));
+
 reset role;

@@ -5,10 +5,11 @@ from typing import Final
 from msgspec import Struct
 
 from api.queries.conversation import CONVERSATION_QUERIES, CONVERSATION_QUERY_ROUTES
+from api.queries.past import PAST_QUERIES, PAST_QUERY_ROUTES
 from api.queries.tickets import TICKET_QUERIES, TICKET_QUERY_ROUTES
 
-QUERY_ROUTES: Final = (*TICKET_QUERY_ROUTES, *CONVERSATION_QUERY_ROUTES)
+QUERY_ROUTES: Final = (*TICKET_QUERY_ROUTES, *CONVERSATION_QUERY_ROUTES, *PAST_QUERY_ROUTES)
 """All queries."""
 
-QUERIES: Final[dict[str, type[Struct]]] = {**TICKET_QUERIES, **CONVERSATION_QUERIES}
+QUERIES: Final[dict[str, type[Struct]]] = {**TICKET_QUERIES, **CONVERSATION_QUERIES, **PAST_QUERIES}
 """The parameters of each operation."""
