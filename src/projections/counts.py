@@ -14,7 +14,7 @@ from uuid import UUID
 from asyncpg import Record
 from msgspec import Struct
 
-from projections.periods import AT
+from projections.periods import then
 from projections.projection import Projection, Row, Step
 from projections.tickets import Filter, conditions, first_breach
 from tickets.connections import Pool
@@ -108,14 +108,13 @@ async def read(pool: Pool, *, visible_to: UUID | None = None) -> Counts:
 async def read_at(pool: Pool, at: datetime, *, visible_to: UUID | None = None) -> Counts:
     """The numbers as they were at a moment. They are counted then: no sums are kept of the past."""
     where, arguments = conditions(Filter(visible_to=visible_to), at)
+    each = "status, priority, category, team, assignee_id, breach_at < $1 as late, count(*) as n"
+    found = then(each, where, "group by 1, 2, 3, 4, 5, 6")
     rows = await pool.fetch(
-        f"""with then_ as materialized (
-              select status, priority, category, team, assignee_id, breach_at < $1 as late, count(*) as n
-              from {AT} where {where} group by 1, 2, 3, 4, 5, 6)
-            select kind, value, n, of_all from (
+        f"""select kind, value, n, of_all from (
               select kind, value, sum(n)::bigint as n, (sum(sum(n)) over (partition by kind))::bigint as of_all,
                      row_number() over (partition by kind order by sum(n) desc, value) as place
-              from then_, lateral (values ('status', status), ('priority', priority), ('category', category),
+              from {found}, lateral (values ('status', status), ('priority', priority), ('category', category),
                                           ('team', team), ('assignee', assignee_id::text),
                                           ('breached', case when late then '' end)) v(kind, value)
               where value is not null group by kind, value) k

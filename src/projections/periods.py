@@ -87,15 +87,18 @@ PERIODS: Final = Projection(
     key_columns=2,
 )
 
-AT: Final = f"""(select {", ".join(c for c in _COLUMNS if c not in ("valid_to", "version"))} from read_model.tickets
-                 where not deleted and updated_at <= $1 and created_at <= $1
-                 union all
-                 select {", ".join(c for c in _COLUMNS if c not in ("valid_to", "version"))} from read_model.periods
-                 where tstzrange(updated_at, valid_to) @> $1) then_"""
-"""The tickets as they were at the moment $1: those that have not changed since, and the stretches around it.
 
-That none was created later follows; it is said so that a walk from the newest begins at that moment.
-"""
+def then(what: str, where: str, further: str = "") -> str:
+    """What of the tickets as they were at the moment $1, as SQL: of those that have not changed since, and of periods.
+
+    Each is asked by itself, `further` (an order and a limit, or groups) included, so that each has a plan of its own.
+    That no ticket was created later follows; it is said so that a walk from the newest begins at that moment.
+    """
+    return f"""((select {what} from read_model.tickets
+                 where not deleted and created_at <= $1 and updated_at <= $1 and {where} {further})
+                union all
+                (select {what} from read_model.periods
+                 where tstzrange(updated_at, valid_to) @> $1 and {where} {further})) then_"""
 
 
 async def search(
@@ -118,21 +121,22 @@ async def search(
     column, order = COLUMN[sort][0], "desc" if descending else "asc"
     after = "" if cursor is None else after_cursor(cursor, sort, arguments, descending=descending)
     offset = 0 if cursor is not None else (page - 1) * page_size
+    in_order = f"order by {column} {order}, ticket_id {order}"
+    found = then(f"ticket_id, {column}", where + after, f"{in_order} limit {offset + page_size + 1}")
     rows = await ledger.pool.fetch(
-        f"""select ticket_id, {column} from {AT} where {where}{after}
-            order by {column} {order}, ticket_id {order} limit {page_size + 1} offset {offset}""",
-        *arguments,
+        f"select ticket_id, {column} from {found} {in_order} limit {page_size + 1} offset {offset}", *arguments
     )
     more = len(rows) > page_size
     rows = rows[:page_size]
     total = offset + len(rows)
     if more or cursor is not None or not rows:
+        fitting = then("1", where, f"limit {TOTALS_EXACT_UPTO + 1}")
         total = await ledger.pool.fetchval(
-            f"select count(*) from (select from {AT} where {where} limit {TOTALS_EXACT_UPTO + 1}) t", *counted
+            f"select count(*) from (select from {fitting} limit {TOTALS_EXACT_UPTO + 1}) t", *counted
         )
-    then = await tickets_at(ledger, [row[0] for row in rows], at)
+    tickets = await tickets_at(ledger, [row[0] for row in rows], at)
     return Page(
-        docs=[document(then[row[0]], at, internal=wanted.visible_to is None) for row in rows],
+        docs=[document(tickets[row[0]], at, internal=wanted.visible_to is None) for row in rows],
         total=min(total, TOTALS_EXACT_UPTO),
         total_is_exact=total <= TOTALS_EXACT_UPTO,
         next_cursor=cursor_after((sort, descending, rows[-1][1], rows[-1][0])) if more else None,
