@@ -27,6 +27,9 @@ from tickets.ticket import Ticket, evolve, fold
 _ACTORS_SHOWN: Final = 100
 """So many people are named between two versions."""
 
+FIELDS: Final = (*history.FIELDS, "comment_count", "attachment_count")
+"""All that a ticket shows and that facts change, and how much was said of it and came with it."""
+
 T = TypeVar("T")
 
 
@@ -97,14 +100,20 @@ def history_then(
 
 
 def comments_then(lived: Sequence[Step], *, internal: bool, after: int = 0, page_size: int = 20) -> Stretch:
-    """A page of the comments as they were after these steps; otherwise as comments.read."""
-    there = [
-        (version, doc)
-        for _, _, _, version, only_staff, deleted, doc in _standing(COMMENTS, lived)
-        if not deleted and (internal or not only_staff)
+    """A page of the comments as they were after these steps; otherwise as comments.read.
+
+    Those that were there are known to the ticket, with the fact that each one's text stands in.
+    """
+    said = [(one.version, lived[one.said_at - 1]) for one in _after(lived[-1]).comments.values()]
+    of_status = [
+        (step.fact.originator_version, step)
+        for step in lived
+        if step.before is not None and step.before.status is not _after(step).status
     ]
+    there = sorted((*said, *of_status), key=itemgetter(0))
+    there = [(version, step) for version, step in there if internal or not _is_internal(step)]
     shown, next_after = _page(there, after, page_size)
-    return Stretch(shown, len(there), next_after)
+    return Stretch([COMMENTS.rows(step)[0][-1] for step in shown], len(there), next_after)
 
 
 def attachments_then(lived: Sequence[Step], *, after: int = 0, page_size: int = 20) -> Stretch:
@@ -138,43 +147,39 @@ def diff(lived: Sequence[Step], start: int, *, internal: bool) -> Diff:
 
 def blame(lived: Sequence[Step], *, internal: bool) -> Blame:
     """Which of these steps made each field what it is after the last; what never changed, the first."""
-    made: dict[str, Step] = {}
-    for step in lived:
-        if step.before is not None:
-            made |= dict.fromkeys((one.field for one in _changes(step.before, _after(step), internal=internal)), step)
+    made, was = [lived[0]] * len(FIELDS), _values(_after(lived[0]), internal=internal)
+    for step in lived[1:]:
+        now = _values(_after(step), internal=internal)
+        for place, (old, new) in enumerate(zip(was, now, strict=True)):
+            if old is not new and old != new:
+                made[place] = step
+        was = now
     return Blame(
         version=len(lived),
         items=[
             Blamed(
                 field=field,
                 value=value,
-                since=(by := made.get(field, lived[0])).fact.timestamp,
+                since=by.fact.timestamp,
                 version=by.fact.originator_version,
                 position=by.envelope.position,
                 actor=by.envelope.metadata.actor,
                 command_id=by.envelope.metadata.command_id,
             )
-            for field, value in _values(_after(lived[-1]), internal=internal)
+            for field, value, by in zip(FIELDS, was, made, strict=True)
         ],
     )
 
 
-def _values(ticket: Ticket, *, internal: bool) -> list[tuple[str, Any]]:
-    """All that a ticket shows and that facts change, and how much was said of it and came with it."""
-    return [
-        *zip(history.FIELDS, history.shown(ticket), strict=True),
-        ("comment_count", ticket.public_comments + ticket.internal_comments * internal),
-        ("attachment_count", len(ticket.attachments)),
-    ]
+def _values(ticket: Ticket, *, internal: bool) -> tuple[Any, ...]:
+    """The values of FIELDS."""
+    said = ticket.public_comments + ticket.internal_comments * internal
+    return (*history.shown(ticket), said, len(ticket.attachments))
 
 
 def _changes(before: Ticket, after: Ticket, *, internal: bool) -> list[Change]:
     was, now = _values(before, internal=internal), _values(after, internal=internal)
-    return [
-        Change(field, old, new)
-        for (field, old), (_, new) in zip(was, now, strict=True)
-        if old is not new and old != new
-    ]
+    return [Change(field, old, new) for field, old, new in zip(FIELDS, was, now, strict=True) if old != new]
 
 
 def _standing(one: Projection, lived: Sequence[Step]) -> Sequence[Row]:
