@@ -19,9 +19,9 @@ from projections.past import Blame, Diff
 
 
 class DiffQuery(Struct, frozen=True, kw_only=True, rename={"start": "from", "end": "to"}):
-    """Between which versions; without `to`, up to the newest."""
+    """Between which versions; by default the first and the newest."""
 
-    start: Number
+    start: Number = 1
     end: Number | None = None
 
 
