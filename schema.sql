@@ -258,8 +258,9 @@ comment on column read_model.tickets.internal_comments is 'How many comments onl
 comment on column read_model.tickets.doc is 'The ticket as the API shows it, JSON, with the two breach flags false; a query sets them by the clock, and counts for staff.';
 create index if not exists tickets_by_creation on read_model.tickets (created_at, ticket_id) where not deleted;
 create index if not exists tickets_by_update on read_model.tickets (updated_at, ticket_id) where not deleted;
-create index if not exists tickets_by_priority on read_model.tickets (priority, ticket_id) where not deleted;
-create index if not exists tickets_by_status on read_model.tickets (status_rank, ticket_id) where not deleted;
+-- With updated_at in them, so that a list of the past passes over what has changed since without looking at it.
+create index if not exists tickets_by_priority on read_model.tickets (priority, ticket_id, updated_at) where not deleted;
+create index if not exists tickets_by_status on read_model.tickets (status_rank, ticket_id, updated_at) where not deleted;
 create index if not exists tickets_of_status on read_model.tickets (status, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_requester on read_model.tickets (requester_id, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_assignee on read_model.tickets (assignee_id, created_at, ticket_id) where not deleted;

@@ -117,8 +117,11 @@ async def search(
     There is nothing to search for in the past: `wanted.q` is not looked at. Raises BadCursor.
     """
     where, arguments = conditions(wanted, at)
-    counted = list(arguments)
     column, order = COLUMN[sort][0], "desc" if descending else "asc"
+    if sort is Sort.STATUS and wanted.status:  # so that a walk in this order passes over the others
+        arguments.append([RANK[status] for status in wanted.status])
+        where += f" and status_rank = any(${len(arguments)}::smallint[])"
+    counted = list(arguments)
     after = "" if cursor is None else after_cursor(cursor, sort, arguments, descending=descending)
     offset = 0 if cursor is not None else (page - 1) * page_size
     in_order = f"order by {column} {order}, ticket_id {order}"
