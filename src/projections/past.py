@@ -20,7 +20,7 @@ from projections.comments import COMMENTS
 from projections.cursors import Stretch
 from projections.history import Action, Change
 from projections.projection import Envelope, Projection, Row, Step, decode_metadata
-from tickets.events import By, TicketEvent
+from tickets.events import By, PersonSeen, TicketEvent
 from tickets.ledger import Ledger
 from tickets.ticket import Ticket, evolve, fold
 
@@ -70,7 +70,9 @@ async def steps(ledger: Ledger, ticket_id: UUID, *, upto: int | None = None) -> 
     found: list[Step] = []
     before: Ticket | None = None
     for recorded in await ledger.load(ticket_id, upto=upto):
-        fact = cast("TicketEvent", recorded.fact)
+        if isinstance(recorded.fact, PersonSeen):
+            return []  # the stream of a person is no ticket
+        fact = recorded.fact
         after = evolve(fact, before)
         envelope = Envelope(recorded.position, recorded.recorded_at, decode_metadata(recorded.metadata))
         found.append(Step(fact, envelope, before, after))

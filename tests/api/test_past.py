@@ -19,6 +19,7 @@ from tests.conftest import NEW_TICKET, Service, token
 from tests.tickets.given_when_then import ADMIN, ALICE, START, commented, created, numbered
 from tickets.events import By, Metadata, TicketEvent
 from tickets.ledger import Ledger
+from tickets.people import stream_of
 from tickets.permissions import Role
 from tickets.writer import Append
 
@@ -286,6 +287,15 @@ def test_whose_ticket_it_is_not_gets_what_is_got_where_there_is_none(case: Case,
     assert {answer.status_code for answer in answers} == {404}
     bodies = [answer.text.replace(answer.request.url.path.split("/")[4], "<id>") for answer in answers]
     assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize(
+    "path", ["", "?version=1", "/history?version=1", "/comments?version=1", "/attachments?version=1", "/diff", "/blame"]
+)
+def test_the_stream_of_a_person_is_no_ticket(case: Case, path: str) -> None:
+    for who, person_id in ((case.requester, case.requester_id), (case.lead, case.lead_id)):
+        answer = case.http.get(f"{TICKETS}/{stream_of(person_id)}{path}", headers=who)
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
 
 
 # --------------------------------------------------------------------------------------------------------- lists
