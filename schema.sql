@@ -260,8 +260,9 @@ comment on column read_model.tickets.internal_comments is 'How many comments onl
 comment on column read_model.tickets.doc is 'The ticket as the API shows it, JSON, with the two breach flags false; a query sets them by the clock, and counts for staff.';
 create index if not exists tickets_by_creation on read_model.tickets (created_at, ticket_id) where not deleted;
 create index if not exists tickets_by_update on read_model.tickets (updated_at, ticket_id) where not deleted;
-create index if not exists tickets_by_priority on read_model.tickets (priority, ticket_id) where not deleted;
-create index if not exists tickets_by_status on read_model.tickets (status_rank, ticket_id) where not deleted;
+-- With updated_at in them, so that a list of the past passes over what has changed since without looking at it.
+create index if not exists tickets_by_priority on read_model.tickets (priority, ticket_id, updated_at) where not deleted;
+create index if not exists tickets_by_status on read_model.tickets (status_rank, ticket_id, updated_at) where not deleted;
 create index if not exists tickets_of_status on read_model.tickets (status, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_requester on read_model.tickets (requester_id, created_at, ticket_id) where not deleted;
 create index if not exists tickets_deleted_of_requester on read_model.tickets (requester_id) where deleted;
@@ -373,5 +374,33 @@ create table if not exists read_model.people (
   position  bigint not null
 );
 comment on table read_model.people is 'Who was seen in tokens and imports, as last seen. A role that is not known is null.';
+
+create table if not exists read_model.periods (
+  ticket_id        uuid not null,
+  updated_at       timestamptz not null,
+  valid_to         timestamptz not null,
+  version          integer not null,
+  status           text not null,
+  status_rank      smallint not null,
+  priority         text not null,
+  category         text not null,
+  environment      text,
+  affected_service text,
+  tags             text[] not null,
+  requester_id     uuid not null,
+  assignee_id      uuid,
+  team             text,
+  created_at       timestamptz not null,
+  breach_at        timestamptz,
+  primary key (ticket_id, updated_at)
+);
+comment on table read_model.periods is 'How tickets were until they changed, for lists of the past. How they are now, and since their updated_at, tickets has.';
+comment on column read_model.periods.updated_at is 'From when on it was so: the last change that everybody may know of.';
+comment on column read_model.periods.valid_to is 'Until when, that moment not included: the next such change.';
+comment on column read_model.periods.version is 'The ticket''s last version in it.';
+comment on column read_model.periods.breach_at is 'From when on it counted as late while it was so; null if it did not.';
+-- The one question is what was so at a moment. Only tickets that changed later are in the answer, those that were
+-- being worked on, so their few rows are filtered and sorted as they are found; no other index would be used.
+create index if not exists periods_by_time on read_model.periods using gist (tstzrange(updated_at, valid_to));
 
 reset role;

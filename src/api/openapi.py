@@ -201,6 +201,27 @@ _ANSWERS: Final[dict[str, Any]] = {
         "unassigned": 37,
         "breached": 3,
     },
+    "Diff": {
+        "from": 1,
+        "to": 3,
+        "changes": [{"field": "status", "old": "NEW", "new": "OPEN"}],
+        "versions": 2,
+        "actors": [{"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"}],
+    },
+    "Blame": {
+        "version": 2,
+        "items": [
+            {
+                "field": "status",
+                "value": "OPEN",
+                "since": "2026-11-23T21:40:00Z",
+                "version": 2,
+                "position": 17,
+                "actor": {"id": _TICKET["requester_id"], "username": "alice", "role": "TEAM_LEAD"},
+                "command_id": "01a20a5a-0000-7000-8000-000000000000",
+            }
+        ],
+    },
     "Transitions": {
         "status": "RESOLVED",
         "items": [

@@ -305,7 +305,7 @@ def query(request: ApiRequest, kind: type[T]) -> T:
     for name, value in request.query_params.multi_items():
         if name not in fields:
             raise InvalidRequest(name, f"is not a parameter here; there are {', '.join(sorted(fields)) or 'none'}")
-        if fields[name]:
+        if get_origin(fields[name].type) is tuple:
             values.setdefault(name, []).append(value)
         elif name in values:
             raise InvalidRequest(name, "may be given once")
@@ -317,7 +317,7 @@ def query(request: ApiRequest, kind: type[T]) -> T:
         field, message = _wrong(error)
         raise InvalidRequest(field.partition("[")[0] or "query", message) from None
     for name, value in values.items():
-        meant = getattr(found, name)
+        meant = getattr(found, fields[name].name)
         if isinstance(meant, datetime):
             _check_moment(name, value, meant)
         elif type(meant) is int and not (value.isascii() and value.isdigit()):  # msgspec also takes 1e3 for one
@@ -336,9 +336,9 @@ def _check_moment(name: str, text: str, moment: datetime) -> None:
 
 
 @cache
-def _fields(kind: type[Struct]) -> dict[str, bool]:
-    """The parameters that a query has, and whether each may be repeated."""
-    return {field.encode_name: get_origin(field.type) is tuple for field in msgspec.structs.fields(kind)}
+def _fields(kind: type[Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """The parameters that a query has."""
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
 async def _wait_until_fresh(request: ApiRequest) -> None:

@@ -187,7 +187,7 @@ def _created(stream: UUID, number: str, row: Row, policy: Policy) -> Created:
 
 def _happened(ticket: Ticket, before: Row | None, row: Row, policy: Policy) -> tuple[tuple[TicketEvent, ...], Ticket]:
     """The facts between the row before (None: the creation) and this one, and the ticket after them."""
-    start, at = ticket, max(row.at, ticket.updated_at)
+    start, at = ticket, max(row.at, ticket.changed_at)
     facts: list[TicketEvent] = []
 
     def happened(kind: type[TicketEvent], **fields: object) -> None:

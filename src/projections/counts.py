@@ -7,13 +7,16 @@ today's are looked at one by one. Deliberately absent: the tickets (tickets.py).
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from asyncpg import Record
 from msgspec import Struct
 
+from projections.periods import then
 from projections.projection import Projection, Row, Step
-from projections.tickets import first_breach
+from projections.tickets import Filter, conditions, first_breach
 from tickets.connections import Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority
@@ -100,6 +103,29 @@ async def read(pool: Pool, *, visible_to: UUID | None = None) -> Counts:
         _LARGEST,
         visible_to,
     )
+    return _counts(rows)
+
+
+async def read_at(pool: Pool, at: datetime, *, visible_to: UUID | None = None) -> Counts:
+    """The numbers as they were at a moment. They are counted then: no sums are kept of the past."""
+    where, arguments = conditions(Filter(visible_to=visible_to), at)
+    each = "status, priority, category, team, assignee_id, breach_at < $1 as late, count(*) as n"
+    found = then(each, where, "group by 1, 2, 3, 4, 5, 6")
+    rows = await pool.fetch(
+        f"""select kind, value, n, of_all from (
+              select kind, value, sum(n)::bigint as n, (sum(sum(n)) over (partition by kind))::bigint as of_all,
+                     row_number() over (partition by kind order by sum(n) desc, value) as place
+              from {found}, lateral (values ('status', status), ('priority', priority), ('category', category),
+                                          ('team', team), ('assignee', assignee_id::text),
+                                          ('breached', case when late then '' end)) v(kind, value)
+              where value is not null group by kind, value) k
+            where place <= {_LARGEST}""",
+        *arguments,
+    )
+    return _counts(rows)
+
+
+def _counts(rows: Sequence[Record]) -> Counts:
     found: dict[str, dict[str, int]] = {}
     of_all: dict[str, int] = {}
     for kind, value, n, sum_ in rows:
@@ -114,5 +140,5 @@ async def read(pool: Pool, *, visible_to: UUID | None = None) -> Counts:
         team=found.get("team", {}),
         assignee={UUID(one): n for one, n in found.get("assignee", {}).items()},
         unassigned=total - of_all.get("assignee", 0),
-        breached=found["breached"][""],
+        breached=found.get("breached", {}).get("", 0),
     )

@@ -21,7 +21,7 @@ class Stretch(Struct, frozen=True):
     docs: list[bytes]
     total: int
     next_after: int | None
-    stale: bool
+    stale: bool = False
     """Whether there are facts about it that the read model could not digest yet."""
 
 

@@ -121,7 +121,7 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
     metadata: dict[str, Any]
 
 
-_FIELDS: Final = (
+FIELDS: Final = (
     "number",
     "title",
     "description",
@@ -147,16 +147,17 @@ _FIELDS: Final = (
 )
 """All that a ticket shows and that facts change, but for version and updated_at: the entry itself has those."""
 
-_shown: Final = attrgetter(*(field.removeprefix("sla.") for field in _FIELDS))
-_NOTHING: Final = (None,) * len(_FIELDS)
+shown: Final = attrgetter(*(field.removeprefix("sla.") for field in FIELDS))
+"""The values of FIELDS of a ticket."""
+_NOTHING: Final = (None,) * len(FIELDS)
 
 
 def changes(before: Ticket | None, after: Ticket) -> list[Change]:
     """What is different. Of a ticket that was not there before: all that is not null."""
-    was = _NOTHING if before is None else _shown(before)
+    was = _NOTHING if before is None else shown(before)
     return [
         Change(field, old, new)
-        for field, old, new in zip(_FIELDS, was, _shown(after), strict=True)
+        for field, old, new in zip(FIELDS, was, shown(after), strict=True)
         if old is not new and old != new
     ]
 

@@ -102,7 +102,8 @@ async def write(connection: Connection, projection: Projection, rows: Sequence[R
         updates = ", ".join(f"{column} = excluded.{column}" for column in projection.columns[1:])
         conflict = f"on conflict ({projection.key}) do update set {updates} where t.position < excluded.position"
     await connection.execute(
-        f"insert into {table} as t ({', '.join(projection.columns)}) select * from unnest($1::{projection.row_in(schema)}[]) {conflict}",
+        f"insert into {table} as t ({', '.join(projection.columns)}) "
+        f"select * from unnest($1::{projection.row_in(schema)}[]) {conflict}",
         rows,
     )
 

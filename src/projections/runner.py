@@ -26,6 +26,7 @@ from projections.comments import COMMENTS
 from projections.counts import COUNTS
 from projections.history import HISTORY
 from projections.people import PEOPLE
+from projections.periods import PERIODS
 from projections.projection import LIVE, Envelope, Projection, Row, Step, decode_metadata, write
 from projections.texts import TEXTS
 from projections.tickets import TICKETS
@@ -36,7 +37,7 @@ from tickets.ledger import Ledger, Raw, read
 from tickets.ticket import Ticket, evolve
 
 PROJECTIONS: Final[dict[str, Projection]] = {
-    one.name: one for one in (TICKETS, HISTORY, COMMENTS, ATTACHMENTS, TEXTS, PEOPLE, COUNTS)
+    one.name: one for one in (TICKETS, HISTORY, COMMENTS, ATTACHMENTS, TEXTS, PEOPLE, COUNTS, PERIODS)
 }
 """All read models, by name."""
 

@@ -117,7 +117,8 @@ def document(ticket: Ticket, at: datetime | None = None, *, internal: bool = Fal
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_RANK: Final = {status: rank for rank, status in enumerate(Status)}
+RANK: Final = {status: rank for rank, status in enumerate(Status)}
+"""Each status's place in the workflow, to sort by."""
 
 
 def _breaches(ticket: Ticket) -> tuple[datetime | None, datetime | None]:
@@ -148,7 +149,7 @@ def _rows(step: Step) -> Sequence[Row]:
             ticket.version,
             step.envelope.position,
             ticket.status,
-            _RANK[ticket.status],
+            RANK[ticket.status],
             ticket.priority,
             ticket.category,
             ticket.environment,
@@ -211,13 +212,14 @@ class Sort(StrEnum):
     RELEVANCE = "relevance"
 
 
-_COLUMN: Final = {
+COLUMN: Final = {
     Sort.CREATED_AT: ("created_at", "timestamptz"),
     Sort.UPDATED_AT: ("updated_at", "timestamptz"),
     Sort.PRIORITY: ("priority", "text"),
     Sort.STATUS: ("status_rank", "smallint"),
     Sort.RELEVANCE: ("rank", "float8"),
 }
+"""The column that each sort goes by, and its type."""
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -290,8 +292,8 @@ async def search(
 
     By relevance only where there is something to search for. Raises BadCursor.
     """
-    column, kind = _COLUMN[sort]
-    where, arguments = _where(wanted)
+    column = COLUMN[sort][0]
+    where, arguments = conditions(wanted)
     source, hits, countable = f"read_model.tickets where {where}", "null::bigint", TOTALS_EXACT_UPTO
     if wanted.q is not None:
         arguments.append(wanted.q)
@@ -302,14 +304,7 @@ async def search(
         else:
             source, hits = _looked_up(where, len(arguments), wanted), "hits"
     counted = list(arguments)
-    after = ""
-    if cursor is not None:
-        of_sort, of_descending, value, ticket_id = read_cursor(cursor, _CURSORS[sort])
-        if (of_sort, of_descending) != (sort, descending):
-            raise BadCursor(f"it belongs to a list sorted by {'-' if of_descending else ''}{of_sort}")
-        arguments += [value, ticket_id]
-        sign = "<" if descending else ">"
-        after = f" and ({column}, ticket_id) {sign} (${len(arguments) - 1}::{kind}, ${len(arguments)}::uuid)"
+    after = "" if cursor is None else after_cursor(cursor, sort, arguments, descending=descending)
     order = "desc" if descending else "asc"
     offset = 0 if cursor is not None else (page - 1) * page_size
     rows = await pool.fetch(
@@ -379,8 +374,21 @@ def _query(q: int, wanted: Filter) -> tuple[str, str]:
     return f"websearch_to_tsquery('english', ${q})", visible
 
 
-def _where(wanted: Filter) -> tuple[str, list[Any]]:
-    parts, arguments = ["not deleted"], list[Any]()
+def after_cursor(cursor: str, sort: Sort, arguments: list[Any], *, descending: bool) -> str:
+    """The condition that a list goes on after an earlier page; what it compares with is added. Raises BadCursor."""
+    of_sort, of_descending, value, ticket_id = read_cursor(cursor, _CURSORS[sort])
+    if (of_sort, of_descending) != (sort, descending):
+        raise BadCursor(f"it belongs to a list sorted by {'-' if of_descending else ''}{of_sort}")
+    arguments += [value, ticket_id]
+    column, kind = COLUMN[sort]
+    sign = "<" if descending else ">"
+    return f" and ({column}, ticket_id) {sign} (${len(arguments) - 1}::{kind}, ${len(arguments)}::uuid)"
+
+
+def conditions(wanted: Filter, at: datetime | None = None) -> tuple[str, list[Any]]:
+    """Which tickets fit, as SQL, and its arguments. With `at`, which is then the first, as of that moment."""
+    parts, arguments = (["not deleted"], list[Any]()) if at is None else (["true"], [at])
+    moment = "now()" if at is None else "$1"
 
     def add(condition: str, value: Any) -> None:
         arguments.append(value)
@@ -406,7 +414,8 @@ def _where(wanted: Filter) -> tuple[str, list[Any]]:
         if (end := getattr(wanted, name + "_to")) is not None:
             add(name + "_at <= {}", end)
     if wanted.breached is not None:
-        parts.append("breach_at < now()" if wanted.breached else "(breach_at is null or breach_at >= now())")
+        on_time = f"(breach_at is null or breach_at >= {moment})"
+        parts.append(f"breach_at < {moment}" if wanted.breached else on_time)
     return " and ".join(parts), arguments
 
 

@@ -36,7 +36,7 @@ from tickets.commands import (
 )
 from tickets.connections import CONNECTION_LOST
 from tickets.errors import IdempotencyKeyReused, NotFound, Refusal, TooContended, VersionMismatch
-from tickets.events import By, CommentAdded, CommentEdited, CommentFact, Metadata, TicketEvent
+from tickets.events import By, CommentAdded, CommentEdited, CommentFact, Metadata, PersonSeen, TicketEvent
 from tickets.ledger import Ledger
 from tickets.permissions import Actor, Assignee
 from tickets.ticket import Ticket, fold
@@ -322,6 +322,8 @@ class Handler:
     async def _read_on(self, ticket_id: UUID, ticket: Ticket | None, upto: int | None = None) -> Ticket | None:
         known = ticket.version if ticket else 0
         facts = await self._ledger.facts(ticket_id, after=known, upto=upto)
+        if facts and isinstance(facts[0], PersonSeen):
+            return None  # the stream of a person is no ticket
         ticket = fold(cast("list[TicketEvent]", facts), ticket)
         if ticket is not None:
             await self._keep_if_worth_it(ticket, known)

@@ -217,6 +217,22 @@ class Ledger:
         )
         return version or 0
 
+    async def facts_at(self, stream_ids: Sequence[UUID], at: datetime) -> dict[UUID, list[Fact]]:
+        """The facts of each of these streams up to the version that it had at that time (see `version_at`)."""
+        rows = await self.pool.fetch(
+            """select e.stream_id, e.topic, e.state from unnest($1::uuid[]) w(stream_id)
+               cross join lateral (select version from ledger.events e where e.stream_id = w.stream_id
+                                   and occurred_at <= $2 order by version desc limit 1) then_
+               join ledger.events e on e.stream_id = w.stream_id and e.version <= then_.version
+               order by e.stream_id, e.version""",
+            stream_ids,
+            at,
+        )
+        facts: dict[UUID, list[Fact]] = {}
+        for stream_id, topic, state in rows:
+            facts.setdefault(stream_id, []).append(mapper.decode(topic, state))
+        return facts
+
     async def read(self, after: int, limit: int) -> list[Raw]:
         """Up to `limit` facts of all streams in the order of the ledger, from the position `after` on."""
         return await read(self.pool, after, limit)

@@ -52,8 +52,11 @@ OF_A_TICKET: Final[dict[str, list[str]]] = {
         f"q=-{SECRET}",
         "updated_from={after_the_last_public}",
         "updated_to={after_the_last_public}",
+        "as_of={after_the_last_public}",
+        "as_of={after_the_last_public}&sort=updated_at&breached=false",
+        "as_of={after_the_last_public}&updated_from={after_the_last_public}",
     ],
-    "/api/v1/tickets/counts": [""],
+    "/api/v1/tickets/counts": ["", "as_of={after_the_last_public}"],
     "/api/v1/tickets/{ticket_id:uuid}": ["", "version=1", "as_of={after_the_last_public}"],
     "/api/v1/tickets/{ticket_id:uuid}/history": [
         "",
@@ -61,10 +64,18 @@ OF_A_TICKET: Final[dict[str, list[str]]] = {
         "page_size=2",
         *(f"action={action}" for action in Action),
         "action=COMMENT_ADDED&action=COMMENT_EDITED&action=COMMENT_DELETED&page_size=1",
+        "version=1",
+        "as_of={after_the_last_public}",
+        "as_of={after_the_last_public}&page_size=1",
     ],
     "/api/v1/tickets/{ticket_id:uuid}/transitions": [""],
-    "/api/v1/tickets/{ticket_id:uuid}/comments": ["", "page_size=1", "page_size=2", "page_size=100"],
-    "/api/v1/tickets/{ticket_id:uuid}/attachments": ["", "page_size=1"],
+    "/api/v1/tickets/{ticket_id:uuid}/comments": [
+        *("", "page_size=1", "page_size=2", "page_size=100", "version=1"),
+        *("as_of={after_the_last_public}", "as_of={after_the_last_public}&page_size=1"),
+    ],
+    "/api/v1/tickets/{ticket_id:uuid}/attachments": ["", "page_size=1", "version=1", "as_of={after_the_last_public}"],
+    "/api/v1/tickets/{ticket_id:uuid}/diff": ["from=1", "from=1&to=1"],
+    "/api/v1/tickets/{ticket_id:uuid}/blame": [""],
     "/api/v1/attachments/{attachment_id:uuid}": [""],
     "/api/v1/events": [
         "",
@@ -228,9 +239,8 @@ def shape(pages: list[httpx.Response]) -> list[Any]:
         return met.setdefault(found[0], f"<{len(met)}>")
 
     def mask(value: Any, key: str = "") -> Any:
-        if key in {"version", "position", "ticketversion", "id", "sequence", "next_after"} and not _UUID.search(
-            str(value)
-        ):
+        places = {"version", "position", "ticketversion", "id", "sequence", "next_after", "versions"}
+        if (key in places or (key == "to" and isinstance(value, int))) and not _UUID.search(str(value)):
             return "n"  # a place in the ledger
         if key in {"next_cursor", "request_id"}:
             return value is not None
@@ -304,6 +314,8 @@ def test_the_looks_above_would_find_it_if_it_were_shown(discussed: Desk, plain: 
         pages = discussed.looked(f"{TICKETS}/{{ticket_id:uuid}}{path}", "", discussed.engineer)
         assert shape(pages) != shape(plain.looked(f"{TICKETS}/{{ticket_id:uuid}}{path}", "", plain.engineer))
         assert bool(traces(pages[0], discussed)) is (path != "")
+    (whole,) = discussed.looked(f"{TICKETS}/{{ticket_id:uuid}}/diff", "from=1", discussed.engineer)
+    assert traces(whole, discussed) == {SECRET, str(discussed.whisperer_id)}, "who was at work"
     (found,) = discussed.looked(TICKETS, f"q={SECRET}&requester_id={_id_of(discussed)}", discussed.engineer)
     assert found.json()["total"] == 1
     assert traces(found, discussed) != set()
@@ -344,6 +356,42 @@ def test_no_moment_shows_more_than_that_something_happened(discussed: Desk) -> N
         else:
             assert now["updated_at"] == line["occurred_at"]
         before = now
+
+
+@pytest.mark.parametrize("part", ["history", "comments", "attachments"])
+def test_no_version_of_its_parts_shows_what_happened_internally(discussed: Desk, part: str) -> None:
+    lines = discussed.history(discussed.whisperer)
+    before: list[Any] = []
+    changed = 0
+    for line in lines:
+        version, at = line["version"], line["occurred_at"]
+        answers = [
+            discussed.looked(f"{TICKETS}/{{ticket_id:uuid}}/{part}", f"{query}&page_size=100")[0]
+            for query in (f"version={version}", f"as_of={at}")
+        ]
+        for answer in answers:
+            assert traces(answer, discussed) == set()
+        items = answers[0].json()["items"]
+        assert answers[0].json()["total"] == len(items)
+        if line["metadata"].get("internal"):
+            assert items == before
+        changed += items != before
+        before = items
+    assert changed > 1
+
+
+def test_what_is_between_versions_says_that_something_happened_and_never_what_or_by_whom(discussed: Desk) -> None:
+    lines = discussed.history(discussed.whisperer)
+    for line in lines[1:]:
+        version = line["version"]
+        (answer,) = discussed.looked(f"{TICKETS}/{{ticket_id:uuid}}/diff", f"from={version - 1}&to={version}")
+        assert traces(answer, discussed) == set()
+        found = answer.json()
+        assert found["versions"] == 1
+        if line["metadata"].get("internal"):
+            assert (found["changes"], found["actors"]) == ([], [])
+        else:
+            assert found["actors"] == [line["actor"]]
 
 
 def test_a_ticket_was_last_changed_when_something_happened_that_its_requester_may_know(discussed: Desk) -> None:

@@ -20,6 +20,7 @@ from api.queries.tickets import History, TicketList, Transitions
 from projections.attachments import AttachmentView
 from projections.comments import CommentView
 from projections.counts import Counts
+from projections.past import Blame, Diff
 from projections.tickets import TicketView
 from tests.conftest import NEW_TICKET, Service
 from tickets.permissions import Role
@@ -42,6 +43,8 @@ ANSWERS: dict[str, Any] = {
     "AttachmentList": AttachmentList,
     "Counts": Counts,
     "EventList": EventList,
+    "Diff": Diff,
+    "Blame": Blame,
 }
 CREATING = {"createTicket", "addComment", "addAttachment"}
 """What is answered by 201, with a body or without."""

@@ -14,9 +14,11 @@ import sys
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
+from random import Random
+from typing import Any, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import pytest
@@ -27,7 +29,7 @@ from projections.history import Action
 from projections.replay import replay
 from projections.runner import catch_up_alone
 from tests.api.servicenow_log import DIRTY, make_log
-from tests.conftest import fresh_database
+from tests.conftest import Service, fresh_database, running_service
 from tickets.commands import Policy
 from tickets.connections import Connection, connect
 from tickets.events import PersonSeen, TicketEvent
@@ -103,6 +105,138 @@ async def test_the_ledger_answers_as_of_a_row_what_the_row_says(ledger: Ledger, 
         life = await replay(ledger, ticket_id(number), as_of=at)
         assert life is not None
         assert (life.ticket.status, life.ticket.priority, life.ticket.team, life.ticket.assignee_id) == row
+
+
+OPEN = ("NEW", "OPEN", "IN_PROGRESS", "PENDING_INFO", "ESCALATED", "REOPENED")
+MONTH_ENDS = [
+    datetime(2016 + (month - 1) // 12, (month - 1) % 12 + 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
+    for month in range(3, 15)
+]
+PAIRS = 10_000 if REAL else 300
+
+
+class Past:
+    """The log, imported, with a service that answers for it; and how long that took each time."""
+
+    def __init__(self, log: Path, service: Service) -> None:
+        self.lives = _lives_from_the_opening(log)
+        self.client = service.client(Role.ADMIN)
+        self.took: list[float] = []
+
+    def asked(self, path: str, *parameters: tuple[str, Any]) -> dict[str, Any]:
+        began = time.perf_counter()
+        answer = self.client.get(f"/api/v1/tickets{path}", params=list(parameters))
+        self.took.append(1000 * (time.perf_counter() - began))
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def told(self, number: str, at: datetime) -> Seen | None:
+        """What the file says of an incident at a time; None where it was not there yet."""
+        times, rows = self.lives[number]
+        place = bisect_right(times, at)
+        return rows[place - 1] if place else None
+
+    def listed(self, at: datetime, *filters: tuple[str, str]) -> dict[str, Seen]:
+        """The tickets that were open at a moment, as the list has them, page by page."""
+        found: dict[str, Seen] = {}
+        more: tuple[tuple[str, str], ...] = ()
+        while True:
+            always = [("as_of", at.isoformat()), ("page_size", 100), *(("status", one) for one in OPEN)]
+            page = self.asked("", *always, *filters, *more)
+            found |= {one["number"]: _shown(one) for one in page["items"]}
+            if page["next_cursor"] is None:
+                assert page["total"] == len(found)
+                return found
+            more = (("cursor", page["next_cursor"]),)
+
+    def report(self, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Say how long it took, and see to it that it was not out of all proportion."""
+        took = sorted(self.took)
+        self.took = []
+        with capsys.disabled():
+            middle, late = took[len(took) // 2], took[len(took) * 99 // 100]
+            print(f"\n{what}: {len(took)} requests, ms: {middle:.1f} median, {late:.1f} p99, {took[-1]:.1f} at most")  # noqa: T201 - the figures
+        assert took[-1] < 2_000
+
+
+def _shown(ticket: dict[str, Any]) -> Seen:
+    who = ticket["assignee_id"]
+    return (ticket["status"], ticket["priority"], ticket["team"], None if who is None else UUID(who))
+
+
+def _lives_from_the_opening(log: Path) -> dict[str, tuple[list[datetime], list[Seen]]]:
+    """As `_lives`, and before the first row the incident that was opened: new, nobody's, as urgent as it first was."""
+    opened: dict[str, datetime] = {}
+    with gzip.open(log, "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            opened[row["number"]] = datetime.strptime(row["opened_at"], "%d/%m/%Y %H:%M").replace(tzinfo=UTC)
+    lives: dict[str, tuple[list[datetime], list[Seen]]] = {}
+    for number, rows in _lives(log).items():
+        first, (_, priority, _, _) = rows[0]
+        start: tuple[datetime, Seen] = (min(opened[number], first), ("NEW", priority, None, None))
+        lives[number] = ([at for at, _ in (start, *rows)], [seen for _, seen in (start, *rows)])
+    return lives
+
+
+@pytest.fixture(scope="module")
+def past(server: str, template: str, log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+    async def imported(dsn: str) -> None:
+        async with Ledger.open(dsn, timeout=60) as ledger:
+            await import_log(ledger, log, Policy())
+        connection = await connect(dsn, timeout=60)
+        await catch_up_alone(connection)
+        await connection.close()
+        owner = await connect(dsn, role=None, timeout=60)
+        await owner.execute("vacuum analyze")  # as autovacuum does within a minute
+        await owner.close()
+
+    with fresh_database(server, template) as dsn:
+        asyncio.run(imported(dsn))
+        with running_service(dsn, tmp_path_factory.mktemp("past")) as service:
+            yield Past(log, service)
+
+
+def test_a_ticket_as_of_any_time_is_what_the_file_says_of_it_then(
+    past: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = Random(20161231)  # noqa: S311 - the same pairs every time
+    numbers = sorted(past.lives)
+    seen = 0
+    while seen < PAIRS:
+        number = chance.choice(numbers)
+        times, _ = past.lives[number]
+        at = chance.choice(times) + chance.choice([timedelta(), timedelta(minutes=1)]) * chance.randrange(20_000)
+        if chance.random() < 0.2:
+            at = times[0] + (times[-1] - times[0]) * chance.random()
+        assert _shown(past.asked(f"/{ticket_id(number)}", ("as_of", at.isoformat()))) == past.told(number, at)
+        seen += 1
+    past.report("a ticket as of a time", capsys)
+
+
+def test_what_was_open_at_the_ends_of_twelve_months_is_what_the_file_says_by_priority_and_team(
+    past: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = []
+    for at in MONTH_ENDS:
+        told = {f"INC{number}": seen for number in past.lives if (seen := past.told(number, at)) is not None}
+        still_open = {number: seen for number, seen in told.items() if seen[0] in OPEN}
+        assert past.listed(at) == still_open
+        sizes.append(len(still_open))
+        for priority in ("P1", "P2", "P3", "P4"):
+            expected = {number: seen for number, seen in still_open.items() if seen[1] == priority}
+            assert past.listed(at, ("priority", priority)) == expected
+        for team in sorted({seen[2] for seen in still_open.values() if seen[2] is not None}):
+            expected = {number: seen for number, seen in still_open.items() if seen[2] == team}
+            assert past.listed(at, ("team", team)) == expected
+    past.report(f"lists as of the ends of 12 months, with {sizes} open", capsys)
+    for at in MONTH_ENDS:
+        told = {number: seen for number in past.lives if (seen := past.told(number, at)) is not None}
+        counted = past.asked("/counts", ("as_of", at.isoformat()))
+        assert counted["total"] == len(told)
+        assert counted["status"] == {one: sum(seen[0] == one for seen in told.values()) for one in counted["status"]}
+    past.report("counts as of the same", capsys)
+    assert max(sizes) > 1
 
 
 async def test_a_row_that_is_active_again_is_a_reopening(ledger: Ledger, log: Path) -> None:

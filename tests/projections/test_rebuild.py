@@ -253,6 +253,20 @@ DRIFTS: dict[str, tuple[str, str, int, int]] = {
         1,
         1,
     ),
+    "a stretch that was longer": (
+        """update read_model.periods set valid_to = valid_to + interval '1 microsecond' where $1 <> '' and
+           (ticket_id, updated_at) = (select ticket_id, updated_at from read_model.periods order by 1, 2 limit 1)""",
+        "periods",
+        1,
+        1,
+    ),
+    "a stretch that is gone": (
+        """delete from read_model.periods where $1 <> '' and
+           (ticket_id, updated_at) = (select ticket_id, updated_at from read_model.periods order by 1, 2 limit 1)""",
+        "periods",
+        1,
+        0,
+    ),
     "entries that are gone": ("delete from read_model.history where position <= 3 and $1 <> ''", "history", 3, 0),
 }
 

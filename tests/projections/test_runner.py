@@ -222,14 +222,16 @@ async def test_a_notification_that_was_lost_costs_no_more_than_a_look(
     assert await owner.fetchval("select version from read_model.tickets where ticket_id = $1", stream) == 1
 
 
+@pytest.mark.parametrize("name", ["people", "periods"])
 async def test_a_read_model_that_is_new_begins_at_the_beginning_and_the_others_take_nothing_twice(
-    ledger: Ledger, owner: Connection, dsn: str
+    ledger: Ledger, owner: Connection, dsn: str, name: str
 ) -> None:
     await live(ledger, 8)
     async with running(ledger, dsn):
         await eventually(lambda: level(owner))
     before = await dump(owner)
-    await owner.execute("delete from read_model.checkpoints where projection = 'people'; truncate read_model.people")
+    assert before[name]
+    await owner.execute(f"delete from read_model.checkpoints where projection = '{name}'; truncate read_model.{name}")
     async with running(ledger, dsn, batch_size=10):
         await eventually(lambda: level(owner))
     assert await dump(owner) == before

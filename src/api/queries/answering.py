@@ -3,6 +3,7 @@
 Deliberately absent: any one query.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
@@ -10,11 +11,17 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from api.problems import InvalidRequest
 from api.requests import Answer, ApiRequest, before_query, installation
-from projections import tickets
+from projections import past, tickets
 from projections.cursors import Stretch
+from projections.projection import Step
+from tickets.commands import may
 from tickets.errors import NotFound
+from tickets.permissions import Actor, Permission
+from tickets.ticket import Ticket
 
+Moment = Annotated[datetime, Meta(tz=True)]
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
 
@@ -44,6 +51,13 @@ class PageQuery(Struct, frozen=True, kw_only=True):
         return int(self.cursor or 0)
 
 
+class ThenQuery(PageQuery, frozen=True, kw_only=True):
+    """Which part of what only ever grows, and which moment of the ticket's life; without either, now."""
+
+    version: Number | None = None
+    as_of: Moment | None = None
+
+
 class Listed(Struct):
     """A page of a list."""
 
@@ -65,6 +79,29 @@ async def visible_ticket(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
     """The ticket in the read model, if the caller may see it. Raises NotFound."""
     found = await tickets.find(installation(request).ledger.pool, ticket_id, internal=request.user.is_staff)
     if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
+        raise NotFound
+    return found
+
+
+def visible(ticket: Ticket | None, actor: Actor) -> Ticket:
+    """The ticket, if the actor may see it. Raises NotFound."""
+    if ticket is None or not may(Permission.VIEW, ticket, actor):
+        raise NotFound
+    return ticket
+
+
+async def version_then(request: ApiRequest, ticket_id: UUID, version: int | None, at: datetime | None) -> int | None:
+    """The version that is asked for, or that the ticket had at the time that is; None is now. Raises InvalidRequest."""
+    if version is not None and at is not None:
+        raise InvalidRequest("as_of", "version and as_of cannot go together")
+    return version if at is None else await installation(request).ledger.version_at(ticket_id, at)
+
+
+async def lived(request: ApiRequest, ticket_id: UUID, upto: int | None = None) -> list[Step]:
+    """The ticket's life up to a version that it has had, if the caller may see it. Raises NotFound."""
+    found = await past.steps(installation(request).ledger, ticket_id, upto=upto)
+    visible(found[-1].after if found else None, request.user)
+    if upto is not None and len(found) != upto:
         raise NotFound
     return found
 

@@ -15,9 +15,18 @@ from msgspec import Struct
 
 from api.openapi import answers
 from api.problems import Problem
-from api.queries.answering import QUERY, ListedOfTicket, NoQuery, PageQuery, growing, visible_ticket
+from api.queries.answering import (
+    QUERY,
+    ListedOfTicket,
+    NoQuery,
+    ThenQuery,
+    growing,
+    lived,
+    version_then,
+    visible_ticket,
+)
 from api.requests import Answer, ApiRequest, header, installation, not_modified, query
-from projections import attachments, comments
+from projections import attachments, comments, past
 from projections.attachments import AttachmentView
 from projections.comments import CommentView
 from tickets.errors import NotFound
@@ -26,8 +35,8 @@ from tickets.values import Scan
 _RANGE: Final = re.compile(r"(?i:bytes)=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
 
 CONVERSATION_QUERIES: Final[dict[str, type[Struct]]] = {
-    "listComments": PageQuery,
-    "listAttachments": PageQuery,
+    "listComments": ThenQuery,
+    "listAttachments": ThenQuery,
     "getAttachment": NoQuery,
 }
 """The parameters of each operation here."""
@@ -71,16 +80,17 @@ class Download(Struct, frozen=True):
 )
 async def list_comments(request: ApiRequest, ticket_id: UUID) -> Answer:
     """What was said of the ticket, oldest first, with a line by the system for each change of status."""
-    served, wanted = installation(request), query(request, PageQuery)
+    served, wanted = installation(request), query(request, ThenQuery)
     position = served.freshness.projected
-    await visible_ticket(request, ticket_id)
-    read = await comments.read(
-        served.ledger.pool,
-        ticket_id,
-        internal=request.user.is_staff,
-        after=wanted.after,
-        page_size=wanted.page_size,
-    )
+    upto = await version_then(request, ticket_id, wanted.version, wanted.as_of)
+    internal, after, page_size = request.user.is_staff, wanted.after, wanted.page_size
+    if upto is None:
+        await visible_ticket(request, ticket_id)
+        read = await comments.read(served.ledger.pool, ticket_id, internal=internal, after=after, page_size=page_size)
+    else:
+        position = max(position, served.ledger.newest)
+        found = await lived(request, ticket_id, upto)
+        read = past.comments_then(found, internal=internal, after=after, page_size=page_size)
     return growing(request, read.docs, wanted, read, position)
 
 
@@ -92,10 +102,16 @@ async def list_comments(request: ApiRequest, ticket_id: UUID) -> Answer:
 )
 async def list_attachments(request: ApiRequest, ticket_id: UUID) -> Answer:
     """The files that are attached to the ticket, oldest first."""
-    served, wanted = installation(request), query(request, PageQuery)
+    served, wanted = installation(request), query(request, ThenQuery)
     position = served.freshness.projected
-    await visible_ticket(request, ticket_id)
-    read = await attachments.read(served.ledger.pool, ticket_id, after=wanted.after, page_size=wanted.page_size)
+    upto = await version_then(request, ticket_id, wanted.version, wanted.as_of)
+    if upto is None:
+        await visible_ticket(request, ticket_id)
+        read = await attachments.read(served.ledger.pool, ticket_id, after=wanted.after, page_size=wanted.page_size)
+    else:
+        position = max(position, served.ledger.newest)
+        found = await lived(request, ticket_id, upto)
+        read = past.attachments_then(found, after=wanted.after, page_size=wanted.page_size)
     return growing(request, read.docs, wanted, read, position)
 
 

@@ -4,6 +4,7 @@ Deliberately absent: how read models are searched (projections/) and what may ha
 """
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
@@ -16,30 +17,32 @@ from api.queries.answering import (
     QUERY,
     Listed,
     ListedOfTicket,
+    Moment,
     NoQuery,
     Number,
-    PageQuery,
     PageSize,
+    ThenQuery,
     document,
     encode,
     growing,
+    lived,
     page,
+    version_then,
+    visible,
     visible_ticket,
 )
 from api.requests import Answer, ApiRequest, installation, not_modified, query
-from projections import counts, history, tickets
+from projections import counts, history, past, periods, tickets
 from projections.counts import Counts
 from projections.history import Action, Entry
 from projections.tickets import Filter, Sort, TicketView
-from tickets.commands import may, steps
+from tickets.commands import steps
 from tickets.errors import NotFound
 from tickets.lifecycle import Status
-from tickets.permissions import Actor, Permission
+from tickets.permissions import Actor
 from tickets.sla import Priority
-from tickets.ticket import Ticket
 from tickets.values import Category, Environment
 
-Moment = Annotated[datetime, Meta(tz=True)]
 Text = Annotated[str, Meta(max_length=1_000)]
 PersonId = Annotated[
     str,
@@ -66,6 +69,7 @@ _Q: Final = (
     'What to search for in number, title, description and comments: words, "phrases", or, -not. All of it must be in '
     "the ticket's own text or in one comment."
 )
+_AS_OF: Final = "The tickets as they were at this moment, which must not be to come; not together with `q`."
 
 
 class ListQuery(Struct, frozen=True, kw_only=True):
@@ -86,6 +90,7 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     updated_from: Moment | None = None
     updated_to: Moment | None = None
     breached: bool | None = None
+    as_of: Annotated[datetime, Meta(tz=True, description=_AS_OF)] | None = None
     sort: (
         Annotated[
             SortBy, Meta(description="By default -created_at, with `q` by relevance, which is best first either way.")
@@ -97,6 +102,12 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     cursor: Text | None = None
 
 
+class CountQuery(Struct, frozen=True, kw_only=True):
+    """As of which moment, which must not be to come; without it, now."""
+
+    as_of: Moment | None = None
+
+
 class TicketQuery(Struct, frozen=True, kw_only=True):
     """Which moment of a ticket's life; without either, now."""
 
@@ -104,15 +115,15 @@ class TicketQuery(Struct, frozen=True, kw_only=True):
     as_of: Moment | None = None
 
 
-class HistoryQuery(PageQuery, frozen=True, kw_only=True):
-    """Which entries of an audit trail."""
+class HistoryQuery(ThenQuery, frozen=True, kw_only=True):
+    """Which entries of an audit trail, and up to which moment of the ticket's life."""
 
     action: tuple[Action, ...] = ()
 
 
 TICKET_QUERIES: Final[dict[str, type[Struct]]] = {
     "listTickets": ListQuery,
-    "countTickets": NoQuery,
+    "countTickets": CountQuery,
     "getTicket": TicketQuery,
     "getHistory": HistoryQuery,
     "getTransitions": NoQuery,
@@ -168,29 +179,34 @@ async def list_tickets(request: ApiRequest) -> Answer:
     sort = wanted.sort or ("-created_at" if q is None else "relevance")
     if q is None and "relevance" in sort:
         raise InvalidRequest("sort", "goes by relevance only with q")
+    at = _past(wanted.as_of)
+    if q is not None and at is not None:
+        raise InvalidRequest("q", "cannot go together with as_of: only what is said now can be searched")
     served, actor = installation(request), request.user
     position = served.freshness.projected
-    found = await tickets.search(
-        served.ledger.pool,
-        Filter(
-            q=q,
-            status=wanted.status,
-            priority=wanted.priority,
-            category=wanted.category,
-            environment=wanted.environment,
-            requester_id=wanted.requester_id,
-            assignee_id=_person(wanted.assignee_id, actor),
-            unassigned=wanted.assignee_id == "none",
-            team=wanted.team,
-            affected_service=wanted.affected_service,
-            tag=wanted.tag,
-            created_from=wanted.created_from,
-            created_to=wanted.created_to,
-            updated_from=wanted.updated_from,
-            updated_to=wanted.updated_to,
-            breached=wanted.breached,
-            visible_to=None if actor.is_staff else actor.id,
-        ),
+    fitting = Filter(
+        q=q,
+        status=wanted.status,
+        priority=wanted.priority,
+        category=wanted.category,
+        environment=wanted.environment,
+        requester_id=wanted.requester_id,
+        assignee_id=_person(wanted.assignee_id, actor),
+        unassigned=wanted.assignee_id == "none",
+        team=wanted.team,
+        affected_service=wanted.affected_service,
+        tag=wanted.tag,
+        created_from=wanted.created_from,
+        created_to=wanted.created_to,
+        updated_from=wanted.updated_from,
+        updated_to=wanted.updated_to,
+        breached=wanted.breached,
+        visible_to=None if actor.is_staff else actor.id,
+    )
+    search = partial(tickets.search, served.ledger.pool, fitting)
+    if at is not None:
+        search = partial(periods.search, served.ledger, fitting, at)
+    found = await search(
         sort=Sort(sort.removeprefix("-")),
         descending=sort.startswith("-") or sort == "relevance",
         page=wanted.page or 1,
@@ -215,10 +231,11 @@ async def list_tickets(request: ApiRequest) -> Answer:
 )
 async def count_tickets(request: ApiRequest) -> Answer:
     """How many tickets the caller may see, by status, priority, category, team and assignee, and how many are late."""
-    query(request, NoQuery)
+    at = _past(query(request, CountQuery).as_of)
     served, actor = installation(request), request.user
-    position = served.freshness.projected
-    found = await counts.read(served.ledger.pool, visible_to=None if actor.is_staff else actor.id)
+    position, pool = served.freshness.projected, served.ledger.pool
+    whose = None if actor.is_staff else actor.id
+    found = await (counts.read(pool, visible_to=whose) if at is None else counts.read_at(pool, at, visible_to=whose))
     return document(encode(found), position, {})
 
 
@@ -232,17 +249,14 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     """A ticket as it is, or as it was: at a version, or at a time."""
     served, wanted = installation(request), query(request, TicketQuery)
     position = served.freshness.projected
-    version, at = wanted.version, wanted.as_of
-    if version is None and at is None:
+    upto = await version_then(request, ticket_id, wanted.version, wanted.as_of)
+    if upto is None:
         found = await visible_ticket(request, ticket_id)
         return _ticket(request, found.doc, found.version, position, stale=found.stale)
-    if version is not None and at is not None:
-        raise InvalidRequest("as_of", "version and as_of cannot go together")
-    upto = version if at is None else await served.ledger.version_at(ticket_id, at)
-    then = _visible(await served.handler.ticket(ticket_id, upto=upto), request.user)
-    if version is not None and then.version != version:
+    then = visible(await served.handler.ticket(ticket_id, upto=upto), request.user)
+    if then.version != upto:
         raise NotFound
-    body = tickets.document(then, at or then.updated_at, internal=request.user.is_staff)
+    body = tickets.document(then, wanted.as_of or then.updated_at, internal=request.user.is_staff)
     return _ticket(request, body, then.version, max(position, served.ledger.newest))
 
 
@@ -253,18 +267,20 @@ async def get_ticket(request: ApiRequest, ticket_id: UUID) -> Answer:
     **QUERY,
 )
 async def get_history(request: ApiRequest, ticket_id: UUID) -> Answer:
-    """The audit trail: who changed what, when, from where and why."""
+    """The audit trail, up to now, a version or a time: who changed what, when, from where and why."""
     served, wanted = installation(request), query(request, HistoryQuery)
     position = served.freshness.projected
-    await visible_ticket(request, ticket_id)
-    read = await history.read(
-        served.ledger.pool,
-        ticket_id,
-        internal=request.user.is_staff,
-        actions=wanted.action,
-        after=wanted.after,
-        page_size=wanted.page_size,
-    )
+    upto = await version_then(request, ticket_id, wanted.version, wanted.as_of)
+    internal, actions, after, page_size = request.user.is_staff, wanted.action, wanted.after, wanted.page_size
+    if upto is None:
+        await visible_ticket(request, ticket_id)
+        read = await history.read(
+            served.ledger.pool, ticket_id, internal=internal, actions=actions, after=after, page_size=page_size
+        )
+    else:
+        position = max(position, served.ledger.newest)
+        found = await lived(request, ticket_id, upto)
+        read = past.history_then(found, internal=internal, actions=actions, after=after, page_size=page_size)
     entries = read.docs if request.user.is_staff else [history.without_addresses(one) for one in read.docs]
     return growing(request, entries, wanted, read, position)
 
@@ -279,7 +295,7 @@ async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Each step that the workflow has from here: whether the caller may take it, and if not why."""
     query(request, NoQuery)
     served = installation(request)
-    ticket = _visible(await served.handler.ticket(ticket_id), request.user)
+    ticket = visible(await served.handler.ticket(ticket_id), request.user)
     found = steps(ticket, actor=request.user, at=datetime.now(UTC), policy=served.handler.policy)
     answer = Transitions(
         ticket.status, [Transition(to, no is None, None if no is None else str(no)) for to, no in found]
@@ -291,10 +307,10 @@ TICKET_QUERY_ROUTES: Final = (list_tickets, count_tickets, get_ticket, get_histo
 """All queries about tickets."""
 
 
-def _visible(ticket: Ticket | None, actor: Actor) -> Ticket:
-    if ticket is None or not may(Permission.VIEW, ticket, actor):
-        raise NotFound
-    return ticket
+def _past(at: datetime | None) -> datetime | None:
+    if at is not None and at > datetime.now(UTC):
+        raise InvalidRequest("as_of", "must not be to come")
+    return at
 
 
 def _person(assignee_id: str | None, actor: Actor) -> UUID | None:

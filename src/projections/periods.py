@@ -1,0 +1,146 @@
+"""How tickets were until they changed: what lists of the past are made of, behind GET /tickets?as_of=.
+
+A row for each stretch of a ticket's life that is over, with all that a list filters or sorts by: from the public
+fact that it began with (`updated_at`) until the next one at a later moment (`valid_to`), by the time that they
+occurred at. Of several facts at one moment the last counts. The stretch that is not over has no row here: the
+ticket as it is now has all of it, and holds since its own updated_at. So a row is written once, when all of it is
+known, and never changed; and of what was so at some moment, only tickets that have changed since are here: those
+that were at work then. Internal comments change nothing that a list shows, and end no stretch. While a ticket was
+deleted it is in no list, so that is no row either.
+
+Deliberately absent: the tickets themselves, which are folded off the ledger for the page that is asked for
+(past.py), and words to search for.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from projections.cursors import cursor_after
+from projections.past import tickets_at
+from projections.projection import Projection, Row, Step
+from projections.tickets import (
+    COLUMN,
+    RANK,
+    TOTALS_EXACT_UPTO,
+    Filter,
+    Page,
+    Sort,
+    after_cursor,
+    conditions,
+    document,
+    first_breach,
+)
+from tickets.ledger import Ledger
+
+_COLUMNS: Final = (
+    "ticket_id",
+    "updated_at",
+    "valid_to",
+    "version",
+    "status",
+    "status_rank",
+    "priority",
+    "category",
+    "environment",
+    "affected_service",
+    "tags",
+    "requester_id",
+    "assignee_id",
+    "team",
+    "created_at",
+    "breach_at",
+)
+
+
+def _rows(step: Step) -> Sequence[Row]:
+    was, now = step.before, step.after
+    if was is None or now is None or was.deleted or was.updated_at >= now.updated_at:
+        return ()
+    return (
+        (
+            was.id,
+            was.updated_at,
+            now.updated_at,
+            was.version,
+            was.status,
+            RANK[was.status],
+            was.priority,
+            was.category,
+            was.environment,
+            was.affected_service,
+            was.tags,
+            was.requester_id,
+            was.assignee_id,
+            was.team,
+            was.created_at,
+            first_breach(was),
+        ),
+    )
+
+
+PERIODS: Final = Projection(
+    name="periods",
+    columns=_COLUMNS,
+    rows=_rows,
+    newest_only=False,
+    key_columns=2,
+)
+
+
+def then(what: str, where: str, further: str = "") -> str:
+    """What of the tickets as they were at the moment $1, as SQL: of those that have not changed since, and of periods.
+
+    Each is asked by itself, `further` (an order and a limit, or groups) included, so that each has a plan of its own.
+    That no ticket was created later follows; it is said so that a walk from the newest begins at that moment.
+    """
+    return f"""((select {what} from read_model.tickets
+                 where not deleted and created_at <= $1 and updated_at <= $1 and {where} {further})
+                union all
+                (select {what} from read_model.periods
+                 where tstzrange(updated_at, valid_to) @> $1 and {where} {further})) then_"""
+
+
+async def search(
+    ledger: Ledger,
+    wanted: Filter,
+    at: datetime,
+    *,
+    sort: Sort = Sort.CREATED_AT,
+    descending: bool = True,
+    page: int = 1,
+    page_size: int = 20,
+    cursor: str | None = None,
+) -> Page:
+    """A page of the tickets that fitted at a moment, as they then were; otherwise as tickets.search.
+
+    There is nothing to search for in the past: `wanted.q` is not looked at. Raises BadCursor.
+    """
+    where, arguments = conditions(wanted, at)
+    column, order = COLUMN[sort][0], "desc" if descending else "asc"
+    if sort is Sort.STATUS and wanted.status:  # so that a walk in this order passes over the others
+        arguments.append([RANK[status] for status in wanted.status])
+        where += f" and status_rank = any(${len(arguments)}::smallint[])"
+    counted = list(arguments)
+    after = "" if cursor is None else after_cursor(cursor, sort, arguments, descending=descending)
+    offset = 0 if cursor is not None else (page - 1) * page_size
+    in_order = f"order by {column} {order}, ticket_id {order}"
+    found = then(f"ticket_id, {column}", where + after, f"{in_order} limit {offset + page_size + 1}")
+    rows = await ledger.pool.fetch(
+        f"select ticket_id, {column} from {found} {in_order} limit {page_size + 1} offset {offset}", *arguments
+    )
+    more = len(rows) > page_size
+    rows = rows[:page_size]
+    total = offset + len(rows)
+    if more or cursor is not None or not rows:
+        fitting = then("1", where, f"limit {TOTALS_EXACT_UPTO + 1}")
+        total = await ledger.pool.fetchval(
+            f"select count(*) from (select from {fitting} limit {TOTALS_EXACT_UPTO + 1}) t", *counted
+        )
+    tickets = await tickets_at(ledger, [row[0] for row in rows], at)
+    return Page(
+        docs=[document(tickets[row[0]], at, internal=wanted.visible_to is None) for row in rows],
+        total=min(total, TOTALS_EXACT_UPTO),
+        total_is_exact=total <= TOTALS_EXACT_UPTO,
+        next_cursor=cursor_after((sort, descending, rows[-1][1], rows[-1][0])) if more else None,
+    )
