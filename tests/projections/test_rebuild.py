@@ -167,6 +167,7 @@ FIELDS: dict[str, list[str]] = {
     "a file that nobody will scan": ["waiting"],
     "a deleted file that is back": ["deleted_at"],
     "a count that is off": ["n"],
+    "a stretch that was longer": ["valid_to"],
     "a ticket that is said to be urgent": ["priority", "doc.title", "doc.priority"],
 }
 """Of the drifts where a row is there and not as it should be: in what."""
@@ -341,6 +342,7 @@ COLUMNS = {
     ("counts", 1): "de1d8fbf",
     ("history", 1): "abc8f7ac",
     ("people", 1): "01d90ce9",
+    ("periods", 1): "41b76943",
     ("texts", 1): "ec715673",
     ("tickets", 1): "b67a768f",
 }
