@@ -1,0 +1,153 @@
+"""Roots and proofs of the ledger's Merkle tree, from the database.
+
+Complete nodes over 256 entries and more are kept in ledger.tree, so that a proof in a ledger of millions of
+facts takes a few ranges of leaves and a node a level. They are a cache: what is missing is made from the
+leaves. Deliberately absent: the tree itself (merkle.py), and whether the leaves are right (verification.py).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from tickets.connections import Connection, Pool
+from tickets.merkle import (
+    Piece,
+    Span,
+    consistency_spans,
+    inclusion_spans,
+    joined,
+    leaf_hash,
+    node_hash,
+    perfect,
+    pieces,
+    spans,
+)
+
+_KEPT: Final = 8
+"""The lowest level of nodes that are kept: over 256 entries, a block."""
+
+_BLOCK: Final = 1 << _KEPT
+_BLOCKS_AT_ONCE: Final = 16
+"""Hashing these holds the event loop up for some milliseconds."""
+
+_Node = tuple[int, int]
+"""The level and index of a complete subtree."""
+
+
+class NotThere(LookupError):  # noqa: N818 - it says what is the matter
+    """The ledger has fewer facts than the tree that was asked for."""
+
+
+async def root_at(source: Pool | Connection, size: int) -> bytes:
+    """The root of the tree over the first `size` facts. Raises NotThere."""
+    if size == 0:
+        return joined([])
+    return (await _hashes(source, [(0, size)]))[0]
+
+
+async def inclusion(source: Pool | Connection, position: int, size: int) -> list[bytes]:
+    """The path that proves that the fact at this position is in the tree over the first `size` facts.
+
+    Raises ValueError where it is not among them, NotThere.
+    """
+    return await _hashes(source, inclusion_spans(position - 1, size))
+
+
+async def consistency(source: Pool | Connection, first: int, second: int) -> list[bytes]:
+    """The path that proves that the tree over `second` facts begins with all of the one over `first`.
+
+    Raises ValueError where the first is not the smaller, NotThere.
+    """
+    return await _hashes(source, consistency_spans(first, second))
+
+
+async def extend(source: Pool | Connection, size: int) -> None:
+    """Keep the nodes that are complete within the first `size` facts, after those that are kept. Raises NotThere."""
+    newest: int | None = await source.fetchval("select max(index) from ledger.tree where level = $1", _KEPT)
+    await _keep(source, 0 if newest is None else newest + 1, size >> _KEPT)
+
+
+async def _hashes(source: Pool | Connection, wanted: Sequence[Span]) -> list[bytes]:
+    """The hash over each of these ranges."""
+    parts = [list(spans(*one)) for one in wanted]
+    nodes = {node for one in parts for node in one if node[0] >= _KEPT}
+    blocks = {index << level >> _KEPT for one in parts for level, index in one if level < _KEPT}
+    kept = await _kept(source, nodes)
+    for level, index in sorted(nodes - kept.keys()):
+        await _keep(source, index << (level - _KEPT), (index + 1) << (level - _KEPT))
+    if nodes - kept.keys():
+        kept = await _kept(source, nodes)
+    leaves = await _leaf_hashes(source, blocks)
+    return [joined([_piece(node, kept, leaves) for node in one]) for one in parts]
+
+
+def _piece(node: _Node, kept: dict[_Node, bytes], leaves: dict[int, bytes]) -> Piece:
+    level, index = node
+    if level >= _KEPT:
+        return Piece(level, index, kept[node])
+    try:
+        return Piece(level, index, perfect([leaves[at] for at in range(index << level, (index + 1) << level)]))
+    except KeyError as error:
+        raise NotThere(f"there is no fact at position {error.args[0] + 1}") from None
+
+
+async def _kept(source: Pool | Connection, nodes: set[_Node]) -> dict[_Node, bytes]:
+    if not nodes:
+        return {}
+    rows = await source.fetch(
+        """select t.level, t.index, t.hash from unnest($1::smallint[], $2::bigint[]) w(level, index)
+           join ledger.tree t on t.level = w.level and t.index = w.index""",
+        [level for level, _ in nodes],
+        [index for _, index in nodes],
+    )
+    return {(level, index): hash_ for level, index, hash_ in rows}
+
+
+async def _leaf_hashes(source: Pool | Connection, blocks: set[int]) -> dict[int, bytes]:
+    """The leaf hash of each entry of these blocks that is there."""
+    if not blocks:
+        return {}
+    rows = await source.fetch(
+        """select e.position, e.leaf from unnest($1::bigint[]) w(block)
+           cross join lateral (select position, leaf from ledger.events
+                               where position > w.block * $2 and position <= (w.block + 1) * $2) e""",
+        list(blocks),
+        _BLOCK,
+    )
+    return {position - 1: leaf_hash(leaf) for position, leaf in rows}
+
+
+async def _keep(source: Pool | Connection, start: int, end: int) -> None:
+    """Keep the nodes over these blocks, and those above that are complete with them. Raises NotThere."""
+    for first in range(start, end, _BLOCKS_AT_ONCE):
+        await _keep_some(source, first, min(first + _BLOCKS_AT_ONCE, end))
+
+
+async def _keep_some(source: Pool | Connection, start: int, end: int) -> None:
+    rows = await source.fetch(
+        "select leaf from ledger.events where position > $1 and position <= $2 order by position",
+        start * _BLOCK,
+        end * _BLOCK,
+    )
+    if len(rows) != (end - start) * _BLOCK:
+        raise NotThere(f"there are not {end * _BLOCK} facts without a gap")
+    found: dict[_Node, bytes] = {
+        (piece.level, piece.index): piece.hash
+        for at in range(0, len(rows), _BLOCK)
+        for piece in pieces(start * _BLOCK + at, [leaf_hash(leaf) for (leaf,) in rows[at : at + _BLOCK]])
+    }
+    level, first, last = _KEPT, start, end
+    while last >> 1 > first >> 1:
+        children = {(level, first - 1)} if first & 1 else set()
+        below = found | await _kept(source, children)
+        level, first, last = level + 1, first >> 1, last >> 1
+        for index in range(first, last):
+            left, right = below.get((level - 1, 2 * index)), below.get((level - 1, 2 * index + 1))
+            if left is not None and right is not None:
+                found[level, index] = node_hash(left, right)
+    await source.execute(
+        """insert into ledger.tree (level, index, hash) select * from unnest($1::smallint[], $2::bigint[], $3::bytea[])
+           on conflict do nothing""",
+        [level for level, _ in found],
+        [index for _, index in found],
+        list(found.values()),
+    )
