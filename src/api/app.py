@@ -22,6 +22,7 @@ from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
+from api.checkpointing import Checkpointer
 from api.commands import BODIES, COMMAND_ROUTES
 from api.draining import after_its_body
 from api.files.housekeeping import keep_house
@@ -62,6 +63,7 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
     ) as ledger:
         freshness = Freshness(ledger)
         runner = Runner(ledger, lambda: connect(dsn, timeout=timeout)) if "projections" in parts else None
+        checkpointer = None if runner is None else Checkpointer(settings, lambda: connect(dsn, timeout=timeout))
         served = Installation(
             settings=settings,
             tokens=Tokens(settings),
@@ -77,6 +79,7 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
             files=Files(
                 settings, dsn, Storage(settings.upload_dir or settings.data_dir / "uploads", settings.storage_url)
             ),
+            checkpointer=checkpointer,
         )
         LEDGER_POSITION.set_function(lambda: ledger.newest)
         PROJECTED_POSITION.set_function(lambda: freshness.projected)
@@ -84,6 +87,8 @@ async def application(settings: Settings, dsn: str, parts: Collection[Part] = PA
         await ledger.head()
         async with asyncio.TaskGroup() as background:
             tasks = [background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout)))]
+            if checkpointer is not None:
+                tasks.append(background.create_task(checkpointer.run()))
             if runner is not None:
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())

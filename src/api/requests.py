@@ -27,6 +27,7 @@ from tickets.people import People
 from tickets.permissions import Actor
 
 if TYPE_CHECKING:  # which in turn takes in what requests bring
+    from api.checkpointing import Checkpointer
     from api.files.taking import Files
 
 DEEPEST: Final = 64
@@ -51,6 +52,8 @@ class Installation(Struct, frozen=True, kw_only=True):
     people: People
     freshness: Freshness
     files: "Files"
+    checkpointer: "Checkpointer | None" = None
+    """In processes that run the projections."""
 
 
 ApiRequest = Request[Actor, Any, State]

@@ -6,8 +6,13 @@ leaves. Deliberately absent: the tree itself (merkle.py), and whether the leaves
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
+from msgspec import Struct
+
+from tickets.checkpoints import Checkpoint, parse
 from tickets.connections import Connection, Pool
 from tickets.merkle import (
     Piece,
@@ -64,6 +69,106 @@ async def extend(source: Pool | Connection, size: int) -> None:
     """Keep the nodes that are complete within the first `size` facts, after those that are kept. Raises NotThere."""
     newest: int | None = await source.fetchval("select max(index) from ledger.tree where level = $1", _KEPT)
     await _keep(source, 0 if newest is None else newest + 1, size >> _KEPT)
+
+
+# What is signed, and what is proven by it
+
+
+class ProvenFact(Struct, frozen=True):
+    """A fact, as it was hashed. `metadata` and `state` are the exact bytes, `occurred_at` has microseconds."""
+
+    position: int
+    stream_id: UUID
+    version: int
+    topic: str
+    occurred_at: str
+    metadata: str
+    state: str
+
+
+class Inclusion(Struct, frozen=True):
+    """That entry `index` is in the tree over `size` facts: RFC 9162, 2.1.3."""
+
+    index: int
+    size: int
+    path: list[bytes]
+
+
+class Proof(Struct, frozen=True):
+    """A fact, its leaf, the leaf's path to a root, and the checkpoint that has this root."""
+
+    fact: ProvenFact
+    leaf: bytes
+    inclusion: Inclusion
+    checkpoint: str
+    public_key: str
+
+
+async def newest_checkpoint(source: Pool | Connection) -> Checkpoint | None:
+    """The newest checkpoint in the database, as it says itself. Raises BadCheckpoint."""
+    found = await checkpoints(source, before=2**63 - 1, limit=1)
+    return found[0] if found else None
+
+
+async def checkpoints(source: Pool | Connection, *, before: int, limit: int) -> list[Checkpoint]:
+    """So many checkpoints over fewer facts than `before`, the newest first. Raises BadCheckpoint."""
+    rows = await source.fetch(
+        "select note from ledger.checkpoints where size < $1 order by size desc limit $2", before, limit
+    )
+    return [parse(note) for (note,) in rows]
+
+
+async def count_checkpoints(source: Pool | Connection, upto: int) -> int:
+    """How many checkpoints there are, if not more than this."""
+    count: int = await source.fetchval("select count(*) from (select from ledger.checkpoints limit $1) c", upto)
+    return count
+
+
+async def checkpoint_at(source: Pool | Connection, size: int) -> Checkpoint | None:
+    """The checkpoint over so many facts. Raises BadCheckpoint."""
+    note: str | None = await source.fetchval("select note from ledger.checkpoints where size = $1", size)
+    return None if note is None else parse(note)
+
+
+async def proof(
+    source: Pool | Connection, stream_id: UUID, version: int | None, checkpoint: Checkpoint, public_key: str
+) -> Proof | None:
+    """That a version of a stream, by default the newest that the checkpoint covers, is under it.
+
+    None where the stream has no such version, or the checkpoint does not cover it.
+    """
+    row = await source.fetchrow(
+        """select position, stream_id, version, topic, occurred_at, metadata, state, leaf from ledger.events
+           where stream_id = $1 and version = coalesce($2, version) and position <= $3
+           order by version desc limit 1""",
+        stream_id,
+        version,
+        checkpoint.size,
+    )
+    if row is None:
+        return None
+    return Proof(
+        fact=ProvenFact(
+            row["position"],
+            row["stream_id"],
+            row["version"],
+            row["topic"],
+            in_microseconds(row["occurred_at"]),
+            row["metadata"].decode(),
+            row["state"].decode(),
+        ),
+        leaf=row["leaf"],
+        inclusion=Inclusion(
+            row["position"] - 1, checkpoint.size, await inclusion(source, row["position"], checkpoint.size)
+        ),
+        checkpoint=checkpoint.note,
+        public_key=public_key,
+    )
+
+
+def in_microseconds(moment: datetime) -> str:
+    """A time in RFC 3339, in UTC, always with six digits after the second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 async def _hashes(source: Pool | Connection, wanted: Sequence[Span]) -> list[bytes]:

@@ -33,6 +33,7 @@ COUNTS = [
     "UPLOAD_TIMEOUT_MS",
     "UPLOADS_AT_ONCE",
     "MAX_ARCHIVE_RATIO",
+    "CHECKPOINT_FACTS",
 ]
 
 GOOD: list[tuple[str, str, Any]] = [
@@ -83,6 +84,11 @@ GOOD: list[tuple[str, str, Any]] = [
     ("ATTACHMENT_RETENTION_DAYS", "0", 0.0),
     ("RESCAN_SECONDS", "0.1", 0.1),
     ("SWEEP_MINUTES", "0.5", 0.5),
+    ("CHECKPOINT_URL", "file:///srv/checkpoints", "file:///srv/checkpoints"),
+    ("CHECKPOINT_URL", "s3://bucket/checkpoints", "s3://bucket/checkpoints"),
+    ("CHECKPOINT_ORIGIN", "desk.example.org/tickets", "desk.example.org/tickets"),
+    ("CHECKPOINT_KEY_FILE", "/run/secrets/checkpoint.key", Path("/run/secrets/checkpoint.key")),
+    ("CHECKPOINT_SECONDS", "0.1", 0.1),
     *((name, "1", 1) for name in COUNTS),
     *((name, "2147483647", 2**31 - 1) for name in COUNTS),
 ]
@@ -114,6 +120,9 @@ BAD: list[tuple[str, str]] = [
     *(("ATTACHMENT_RETENTION_DAYS", text) for text in ("-1", "nan", "36501", "a month")),
     *(("RESCAN_SECONDS", text) for text in ("0", "86401", "inf")),
     *(("SWEEP_MINUTES", text) for text in ("-1", "100001")),
+    *(("CHECKPOINT_URL", text) for text in ("/srv", "file://srv", "file:srv", "http://host/bucket", "s3:")),
+    *(("CHECKPOINT_ORIGIN", text) for text in ("my desk", "a+b", "x" * 101)),
+    *(("CHECKPOINT_SECONDS", text) for text in ("0", "86401", "a minute")),
     *((name, text) for name in COUNTS for text in ("0", "-1", "many", "2147483648", "1.5")),
 ]
 
@@ -141,6 +150,7 @@ def test_every_setting_is_in_the_tables() -> None:
     free = {
         "DATA_DIR",
         "UPLOAD_DIR",
+        "CHECKPOINT_KEY_FILE",
         "JWT_ISSUER",
         "JWT_AUDIENCE",
         "AUTH_SERVICE_URL",
@@ -187,6 +197,14 @@ def test_the_targets_and_the_window_are_policy() -> None:
         for number, priority in enumerate(Priority, 1)
     }
     assert policy.reopen_window == timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    ("variables", "origin"),
+    [({}, "tickets"), ({"SERVICE_NAME": "our + desk"}, "our-desk"), ({"CHECKPOINT_ORIGIN": "a/b"}, "a/b")],
+)
+def test_an_origin_is_one_that_notes_can_have(variables: dict[str, str], origin: str) -> None:
+    assert read_settings(variables).origin == origin
 
 
 def test_trusted_proxies_are_networks() -> None:

@@ -5,10 +5,11 @@ from typing import Final
 from msgspec import Struct
 
 from api.queries.conversation import CONVERSATION_QUERIES, CONVERSATION_QUERY_ROUTES
+from api.queries.ledger import LEDGER_QUERIES, LEDGER_QUERY_ROUTES
 from api.queries.tickets import TICKET_QUERIES, TICKET_QUERY_ROUTES
 
-QUERY_ROUTES: Final = (*TICKET_QUERY_ROUTES, *CONVERSATION_QUERY_ROUTES)
+QUERY_ROUTES: Final = (*TICKET_QUERY_ROUTES, *CONVERSATION_QUERY_ROUTES, *LEDGER_QUERY_ROUTES)
 """All queries."""
 
-QUERIES: Final[dict[str, type[Struct]]] = {**TICKET_QUERIES, **CONVERSATION_QUERIES}
+QUERIES: Final[dict[str, type[Struct]]] = {**TICKET_QUERIES, **CONVERSATION_QUERIES, **LEDGER_QUERIES}
 """The parameters of each operation."""

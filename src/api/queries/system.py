@@ -27,6 +27,7 @@ def _health(served: Installation) -> dict[str, Any]:
             "waiting": served.ledger.waiting,
         },
         "projections": {"position": served.freshness.projected, "behind": behind},
+        **({} if served.checkpointer is None else {"checkpoints": served.checkpointer.health}),
     }
 
 
