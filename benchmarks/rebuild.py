@@ -20,8 +20,8 @@ from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target
 from projections.rebuild import Compared, rebuild
 from projections.runner import PROJECTIONS, Runner
 from tickets.connections import Connection, connect
-from tickets.integrity import Verified, verify
 from tickets.ledger import Ledger
+from tickets.verification import Verified, verify
 
 
 async def filled(bench: Bench) -> str:

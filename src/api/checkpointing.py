@@ -22,9 +22,18 @@ from obstore.store import LocalStore, ObjectStore
 from api.files.storage import StorageAway, flush, folder_at, storage_errors, store_at
 from api.settings import Settings, SettingsError
 from tickets import proofs
-from tickets.checkpoints import BadCheckpoint, BadKey, Checkpoint, VerifierKey, make_key, parse, read_key, sign
+from tickets.checkpoints import (
+    BadCheckpoint,
+    BadKey,
+    Checkpoint,
+    VerifierKey,
+    make_key,
+    parse,
+    read_key,
+    sign,
+    verify_note,
+)
 from tickets.checkpoints import verifier as verifier_of
-from tickets.checkpoints import verify as verify_note
 from tickets.connections import CONNECTION_LOST, Connection
 from tickets.merkle import verify_consistency
 

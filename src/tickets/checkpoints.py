@@ -120,7 +120,7 @@ def parse(note: str) -> Checkpoint:
     return _read(note)[0]
 
 
-def verify(note: str, *keys: VerifierKey) -> Checkpoint:
+def verify_note(note: str, *keys: VerifierKey) -> Checkpoint:
     """What a note says, if one of these keys signed it. Raises BadCheckpoint."""
     checkpoint, text, name, signature = _read(note)
     for key in keys:

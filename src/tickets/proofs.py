@@ -44,9 +44,12 @@ class NotThere(LookupError):  # noqa: N818 - it says what is the matter
 
 async def root_at(source: Pool | Connection, size: int) -> bytes:
     """The root of the tree over the first `size` facts. Raises NotThere."""
-    if size == 0:
-        return joined([])
-    return (await _hashes(source, [(0, size)]))[0]
+    return joined(await tree_at(source, size))
+
+
+async def tree_at(source: Pool | Connection, size: int) -> list[Piece]:
+    """The tree over the first `size` facts, in as few pieces as can be. Raises NotThere."""
+    return (await _trees(source, [(0, size)]))[0]
 
 
 async def inclusion(source: Pool | Connection, position: int, size: int) -> list[bytes]:
@@ -173,6 +176,11 @@ def in_microseconds(moment: datetime) -> str:
 
 async def _hashes(source: Pool | Connection, wanted: Sequence[Span]) -> list[bytes]:
     """The hash over each of these ranges."""
+    return [joined(tree) for tree in await _trees(source, wanted)]
+
+
+async def _trees(source: Pool | Connection, wanted: Sequence[Span]) -> list[list[Piece]]:
+    """What each of these ranges is made of."""
     parts = [list(spans(*one)) for one in wanted]
     nodes = {node for one in parts for node in one if node[0] >= _KEPT}
     blocks = {index << level >> _KEPT for one in parts for level, index in one if level < _KEPT}
@@ -182,7 +190,7 @@ async def _hashes(source: Pool | Connection, wanted: Sequence[Span]) -> list[byt
     if nodes - kept.keys():
         kept = await _kept(source, nodes)
     leaves = await _leaf_hashes(source, blocks)
-    return [joined([_piece(node, kept, leaves) for node in one]) for one in parts]
+    return [[_piece(node, kept, leaves) for node in one] for one in parts]
 
 
 def _piece(node: _Node, kept: dict[_Node, bytes], leaves: dict[int, bytes]) -> Piece:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import NEW_TICKET, Service, eventually
-from tickets.checkpoints import Checkpoint, parse, read_key, verifier_key, verify
+from tickets.checkpoints import Checkpoint, parse, read_key, verifier_key, verify_note
 from tickets.connections import Connection
 from tickets.integrity import leaf
 from tickets.merkle import verify_consistency, verify_inclusion
@@ -49,7 +49,7 @@ def signed(client: httpx.Client) -> Checkpoint:
     position = client.get("/health").json()["ledger"]["position"]
     until(client, lambda told: told["size"] >= position)
     ledger = client.get(LEDGER).json()
-    return verify(ledger["checkpoint"], verifier_key(ledger["public_key"]))
+    return verify_note(ledger["checkpoint"], verifier_key(ledger["public_key"]))
 
 
 def test_what_is_new_is_signed_and_kept_outside_and_each_names_the_one_before(
@@ -107,7 +107,7 @@ def test_every_version_of_a_ticket_is_proven(own_service: Starting) -> None:
             assert answer.status_code == 200, answer.text
             proof = answer.json()
             fact, included = proof["fact"], proof["inclusion"]
-            checkpoint = verify(proof["checkpoint"], verifier_key(proof["public_key"]))
+            checkpoint = verify_note(proof["checkpoint"], verifier_key(proof["public_key"]))
             assert checkpoint.size >= newest.size
             assert (fact["version"], fact["stream_id"]) == (version or 3, ticket["id"])
             assert (included["index"], included["size"]) == (fact["position"] - 1, checkpoint.size)
@@ -272,7 +272,7 @@ def test_a_process_without_projections_signs_nothing_and_knows_what_was_signed(o
         while (ledger := admin.get(LEDGER).json())["checkpoint"] is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        verify(ledger["checkpoint"], verifier_key(ledger["public_key"]))
+        verify_note(ledger["checkpoint"], verifier_key(ledger["public_key"]))
 
 
 async def test_the_signer_survives_the_database_being_away(own_service: Starting, owner: Connection) -> None:

@@ -24,7 +24,7 @@ from tickets.checkpoints import (
     sign,
     verifier,
     verifier_key,
-    verify,
+    verify_note,
 )
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_a_signed_note() -> None:
 
 
 def test_a_checkpoint_reads_back_as_it_was_signed() -> None:
-    assert verify(SECOND.note, TRUSTED) == parse(SECOND.note) == SECOND
+    assert verify_note(SECOND.note, TRUSTED) == parse(SECOND.note) == SECOND
     assert (SECOND.size, SECOND.time, SECOND.previous) == (5, NOON, FIRST.digest)
 
 
@@ -83,7 +83,7 @@ def test_no_byte_can_be_flipped(at: int, bit: int) -> None:
     except UnicodeDecodeError:
         return
     with pytest.raises(BadCheckpoint):
-        verify(changed, TRUSTED)
+        verify_note(changed, TRUSTED)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_byte_can_be_flipped(at: int, bit: int) -> None:
 )
 def test_what_is_written_differently_is_no_checkpoint(changed: str) -> None:
     with pytest.raises(BadCheckpoint, match="not a checkpoint of this kind"):
-        verify(changed, TRUSTED)
+        verify_note(changed, TRUSTED)
 
 
 def test_only_who_is_trusted_can_have_signed_it() -> None:
@@ -112,8 +112,8 @@ def test_only_who_is_trusted_can_have_signed_it() -> None:
     renamed = VerifierKey("another", TRUSTED.public)
     for note, keys in ((forged.note, [TRUSTED]), (FIRST.note, [renamed]), (FIRST.note, [])):
         with pytest.raises(BadCheckpoint, match="not signed by"):
-            verify(note, *keys)
-    assert verify(forged.note, TRUSTED, verifier(other, TRUSTED.name)) == forged
+            verify_note(note, *keys)
+    assert verify_note(forged.note, TRUSTED, verifier(other, TRUSTED.name)) == forged
 
 
 @pytest.mark.parametrize("origin", ["", "a desk", "a+desk", "a\ndesk"])

@@ -18,7 +18,7 @@ from api.cli.terminal import catch_up, fail, open_database, print_json, progress
 from api.servicenow_log import LogError
 from projections import replay as lives
 from projections.history import Entry
-from tickets import integrity
+from tickets import verification
 from tickets.connections import connected
 from tickets.ledger import Ledger
 
@@ -124,17 +124,17 @@ def _shown(value: Any) -> str:
 def verify(*, as_json: bool) -> None:
     """Recompute every hash and seal; exit 1 and the first bad position where anything was tampered with."""
 
-    async def verifying(dsn: str) -> integrity.Verified:
+    async def verifying(dsn: str) -> verification.Verified:
         async with connected(dsn) as connection:
             with progress("verifying") as told:
-                async for step in integrity.verify(connection):
-                    if isinstance(step, integrity.Verified):
+                async for step in verification.verify(connection):
+                    if isinstance(step, verification.Verified):
                         return step
                     told(step.position, step.of)
         raise AssertionError("a verification ends with what it saw")
 
     with open_database(settings_or_fail()) as dsn:
-        seen: integrity.Verified = run(verifying(dsn))
+        seen: verification.Verified = run(verifying(dsn))
     if as_json:
         print_json(seen)
     elif seen.finding is None:
