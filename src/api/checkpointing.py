@@ -58,11 +58,11 @@ class Outside:
     <size, 20 digits>.checkpoint is the note; <size, 20 digits>.leaves the leaves since the one before.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = True) -> None:
         """A file:// URL or an object store's, as `folder_at` and `store_at` take them. Raises StorageAway."""
         self._folder: Final = folder_at(url)
         with storage_errors():
-            self._store: ObjectStore = store_at(url) if self._folder is None else LocalStore(self._folder, mkdir=True)
+            self._store: ObjectStore = store_at(url) if self._folder is None else LocalStore(self._folder, mkdir=make)
 
     async def keep(self, checkpoint: Checkpoint, leaves: bytes) -> None:
         """Keep a checkpoint, and before it the leaves of what is new. Raises StorageAway."""

@@ -18,6 +18,7 @@ from tickets.merkle import (
     Piece,
     Span,
     consistency_spans,
+    grown,
     inclusion_spans,
     joined,
     leaf_hash,
@@ -71,7 +72,9 @@ async def consistency(source: Pool | Connection, first: int, second: int) -> lis
 async def extend(source: Pool | Connection, size: int) -> None:
     """Keep the nodes that are complete within the first `size` facts, after those that are kept. Raises NotThere."""
     newest: int | None = await source.fetchval("select max(index) from ledger.tree where level = $1", _KEPT)
-    await _keep(source, 0 if newest is None else newest + 1, size >> _KEPT)
+    start, end = 0 if newest is None else newest + 1, size >> _KEPT
+    for first in range(start, end, _BLOCKS_AT_ONCE):
+        await _keep_some(source, first, min(first + _BLOCKS_AT_ONCE, end))
 
 
 # What is signed, and what is proven by it
@@ -185,10 +188,8 @@ async def _trees(source: Pool | Connection, wanted: Sequence[Span]) -> list[list
     nodes = {node for one in parts for node in one if node[0] >= _KEPT}
     blocks = {index << level >> _KEPT for one in parts for level, index in one if level < _KEPT}
     kept = await _kept(source, nodes)
-    for level, index in sorted(nodes - kept.keys()):
-        await _keep(source, index << (level - _KEPT), (index + 1) << (level - _KEPT))
-    if nodes - kept.keys():
-        kept = await _kept(source, nodes)
+    for level, index in nodes - kept.keys():
+        kept[level, index] = await _computed(source, level, index)
     leaves = await _leaf_hashes(source, blocks)
     return [[_piece(node, kept, leaves) for node in one] for one in parts]
 
@@ -201,6 +202,24 @@ def _piece(node: _Node, kept: dict[_Node, bytes], leaves: dict[int, bytes]) -> P
         return Piece(level, index, perfect([leaves[at] for at in range(index << level, (index + 1) << level)]))
     except KeyError as error:
         raise NotThere(f"there is no fact at position {error.args[0] + 1}") from None
+
+
+async def _computed(source: Pool | Connection, level: int, index: int) -> bytes:
+    """A node from its leaves, where it is not kept. Raises NotThere."""
+    tree: list[Piece] = []
+    for start in range(index << level, (index + 1) << level, _BLOCK * _BLOCKS_AT_ONCE):
+        end = min(start + _BLOCK * _BLOCKS_AT_ONCE, (index + 1) << level)
+        grown(tree, pieces(start, [leaf_hash(leaf) for leaf in await _leaves(source, start, end)]))
+    return joined(tree)
+
+
+async def _leaves(source: Pool | Connection, start: int, end: int) -> list[bytes]:
+    rows = await source.fetch(
+        "select leaf from ledger.events where position > $1 and position <= $2 order by position", start, end
+    )
+    if len(rows) != end - start:
+        raise NotThere(f"there are not {end} facts without a gap")
+    return [leaf for (leaf,) in rows]
 
 
 async def _kept(source: Pool | Connection, nodes: set[_Node]) -> dict[_Node, bytes]:
@@ -229,24 +248,12 @@ async def _leaf_hashes(source: Pool | Connection, blocks: set[int]) -> dict[int,
     return {position - 1: leaf_hash(leaf) for position, leaf in rows}
 
 
-async def _keep(source: Pool | Connection, start: int, end: int) -> None:
-    """Keep the nodes over these blocks, and those above that are complete with them. Raises NotThere."""
-    for first in range(start, end, _BLOCKS_AT_ONCE):
-        await _keep_some(source, first, min(first + _BLOCKS_AT_ONCE, end))
-
-
 async def _keep_some(source: Pool | Connection, start: int, end: int) -> None:
-    rows = await source.fetch(
-        "select leaf from ledger.events where position > $1 and position <= $2 order by position",
-        start * _BLOCK,
-        end * _BLOCK,
-    )
-    if len(rows) != (end - start) * _BLOCK:
-        raise NotThere(f"there are not {end * _BLOCK} facts without a gap")
+    """Keep the nodes over these blocks, and those above that are complete with them. Raises NotThere."""
+    leaves = await _leaves(source, start * _BLOCK, end * _BLOCK)
     found: dict[_Node, bytes] = {
-        (piece.level, piece.index): piece.hash
-        for at in range(0, len(rows), _BLOCK)
-        for piece in pieces(start * _BLOCK + at, [leaf_hash(leaf) for (leaf,) in rows[at : at + _BLOCK]])
+        (_KEPT, start + n): perfect([leaf_hash(leaf) for leaf in leaves[n * _BLOCK : (n + 1) * _BLOCK]])
+        for n in range(end - start)
     }
     level, first, last = _KEPT, start, end
     while last >> 1 > first >> 1:

@@ -9,14 +9,15 @@ and head included, shows only there. Deliberately absent: where checkpoints are 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
+from uuid import UUID
 
 from msgspec import Struct
 
 from tickets import proofs, scanning
 from tickets.checkpoints import BadCheckpoint, Checkpoint, VerifierKey, verify_note
 from tickets.connections import Connection
-from tickets.integrity import GENESIS
-from tickets.merkle import Piece, grown, joined
+from tickets.integrity import GENESIS, leaf
+from tickets.merkle import Piece, grown, joined, verify_inclusion
 from tickets.scanning import LAST, Checked, Fault, Job, Part, Range, Scanned, look, prepare
 from tickets.workers import answered
 
@@ -84,6 +85,59 @@ async def verify(
         async with aclosing(verification.run(dsn, workers)) as steps:
             async for step in steps:
                 yield step
+
+
+async def verify_stream(connection: Connection, stream_id: UUID, keys: Sequence[VerifierKey]) -> Verified | None:
+    """Recompute the leaves of one stream's facts, and prove that those which it covers are under the newest checkpoint.
+
+    None where there is no such stream, or no checkpoint. `head` of what was seen is that checkpoint's root.
+    """
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        await prepare(connection)
+        row = await connection.fetchrow("select note from ledger.checkpoints order by size desc limit 1")
+        rows = await connection.fetch(
+            """select position, version, topic, occurred_at, metadata, state, leaf from ledger.events
+               where stream_id = $1 order by version""",
+            stream_id,
+        )
+        if row is None or not rows:
+            return None
+        facts, root, finding = 0, "", None
+        try:
+            checkpoint = verify_note(row["note"], *keys)
+        except BadCheckpoint as error:
+            finding = Finding(rows[0]["position"], f"the newest checkpoint is not to be trusted: {error}")
+        else:
+            root = checkpoint.root.hex()
+            before = 0
+            for facts, one in enumerate(rows):
+                finding = await _fault_of(connection, stream_id, facts + 1, before, one, checkpoint)
+                if finding is not None:
+                    break
+                before = one["position"]
+            else:
+                facts = len(rows)
+        return Verified(facts=facts, seals=0, head=root, finding=finding, checkpoints=1)
+
+
+async def _fault_of(
+    connection: Connection, stream_id: UUID, version: int, before: int, row: Any, checkpoint: Checkpoint
+) -> Finding | None:
+    position = row["position"]
+    entry = leaf(stream_id, row["version"], row["topic"], row["occurred_at"], row["metadata"], row["state"])
+    if entry != row["leaf"]:
+        return Finding(position, "the fact is not the one that was hashed")
+    if row["version"] != version or position <= before:
+        return Finding(position, f"version {row['version']} does not follow in stream {stream_id}")
+    if position > checkpoint.size:
+        return None  # it is newer than what was signed
+    try:
+        path = await proofs.inclusion(connection, position, checkpoint.size)
+    except proofs.NotThere as error:
+        return Finding(position, f"what was signed cannot be recomputed: {error}")
+    if not verify_inclusion(entry, position - 1, checkpoint.size, path, checkpoint.root):
+        return Finding(position, f"the fact is not under the checkpoint at {checkpoint.size}")
+    return None
 
 
 class _Verification:
