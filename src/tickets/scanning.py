@@ -85,9 +85,9 @@ class Checked(Struct, frozen=True, tag=True, kw_only=True):
     idle: int | None
 
 
-_ROW: Final = struct.Struct(">2x4xq4x8s4xi4x?4x32s")
+_ROW: Final = struct.Struct(">2x4xq4x8s4xi4xi4x36s4x32s")
 """Of a row of COPY: how many values, and then each after its length: position, time of recording, length of what was
-hashed, whether the command is named, leaf. Then comes what was hashed."""
+hashed and of the state at its end, the command's id, the leaf. Then comes what was hashed."""
 _HEAD: Final = 19
 _TAIL: Final = 2
 """What COPY's binary form has before the rows and after."""
@@ -95,7 +95,7 @@ _TAIL: Final = 2
 _FACTS: Final = """
 select position, recorded_at,
        52 + pg_catalog.octet_length(topic) + pg_catalog.octet_length(metadata) + pg_catalog.octet_length(state),
-       pg_catalog.position(metadata, pg_catalog.convert_to(command_id::text, 'UTF8')) > 0, leaf,
+       pg_catalog.octet_length(state), command_id::text, leaf,
        stream_id, version, topic, occurred_at + '946684800 s'::interval, metadata, state
 from ledger.events where position > $1 and position <= $2 order by position"""
 """The time since 1970 that was hashed is what PostgreSQL, which counts from 2000, sends of one 30 years later."""
@@ -142,7 +142,7 @@ def _walked(
         begun = expected
         while at < end:
             try:
-                position, recorded_at, length, named, leaf = unpack(data, at)
+                position, recorded_at, length, state, command, leaf = unpack(data, at)
             except struct.error:
                 return fault(1, "the fact cannot be read")
             if position > last:
@@ -155,7 +155,7 @@ def _walked(
                 return fault(1, "the fact is not the one that was hashed")
             if recorded_at != sealed_at and sealed_at is not None:
                 return fault(3, "the time of recording is not the one that was sealed")
-            if not named:
+            if data.find(command, start, at - state) < 0:
                 return fault(4, "the command is not the one that the fact names")
             leaves.append(leaf)
             expected += 1
@@ -184,6 +184,24 @@ where version <> place + case $1 when 0 then 0 else coalesce(
    order by b.version desc limit 1), 0) end
 order by position limit 1"""
 
+_SUSPICIOUS: Final = """
+select count(*) filter (where e.command_id is not null and (
+         c.command_id is null or c.stream_id is distinct from e.stream_id
+         or c.recorded_at is distinct from e.recorded_at
+         or c.position - e.position is distinct from c.version - e.version or c.position < e.position)) > 0
+       or count(*) filter (where c.position = e.position) + count(*) filter (where e.command_id is null)
+          <> (select count(*) from ledger.commands where position > $1 and pg_catalog.uuid_hash(command_id) & $2 = $3)
+       or count(*) filter (where e.command_id is null and (
+         c.position > (select coalesce(max(position), 0) from ledger.events)
+         or c.version > 0 and not exists (select from ledger.events o where o.stream_id = c.stream_id
+                                          and o.version = c.version and o.position <= c.position))) > 0
+from (select command_id, stream_id, version, position, recorded_at from ledger.events
+      where position > $1 and pg_catalog.uuid_hash(command_id) & $2 = $3) e
+full join (select * from ledger.commands where position > $1 and pg_catalog.uuid_hash(command_id) & $2 = $3) c
+  on c.command_id = e.command_id"""
+"""Whether it is worth the trouble to look for what does not match: of a command, positions and versions count up
+together to those on record."""
+
 _COMMANDS: Final = """
 select min(f.first_position) filter (where c.command_id is null or (c.version, c.position, c.recorded_at)
          is distinct from (f.version, f.position, f.recorded_at)),
@@ -203,7 +221,9 @@ async def check(connection: Connection, wanted: Part) -> Checked:
     """Whether versions follow and commands are on record as they were accepted, in one part of all."""
     which = wanted.after, wanted.of - 1, wanted.number
     version = await connection.fetchrow(_VERSIONS, *which)
-    stray, idle = await connection.fetchrow(_COMMANDS, *which) or (None, None)
+    stray, idle = None, None
+    if await connection.fetchval(_SUSPICIOUS, *which):
+        stray, idle = await connection.fetchrow(_COMMANDS, *which) or (None, None)
     return Checked(
         version=None
         if version is None
@@ -223,8 +243,12 @@ async def look(connection: Connection, wanted: Range | Part) -> Scanned | Checke
 
 
 async def prepare(connection: Connection) -> None:
-    """Have a transaction's statements mean what PostgreSQL itself means by them, and sort in memory."""
-    await connection.execute("set local search_path = pg_catalog; set local work_mem = '64MB'")
+    """Have a transaction's statements mean what PostgreSQL itself means by them, sort in memory, and work alone."""
+    await connection.execute(
+        """set local search_path = pg_catalog;
+           set local work_mem = '64MB';
+           set local max_parallel_workers_per_gather = 0"""
+    )
 
 
 # The program
