@@ -21,7 +21,7 @@ from msgspec import Struct
 from benchmarks.lives import fill
 from tests.conftest import fresh_database
 from tests.tickets.test_integrity import tampering
-from tickets import merkle
+from tickets import merkle, verification
 from tickets.checkpoints import Checkpoint, sign, verifier
 from tickets.connections import Connection, connect
 from tickets.integrity import GENESIS, leaf, seal
@@ -431,3 +431,34 @@ async def test_every_mutation_is_found_and_its_first_position_named(desk: Desk, 
                 assert (exact.position, exact.until) == (done.position, None), (told, exact)
             else:
                 assert done.position <= exact.position <= (done.to or done.position), (told, exact, done)
+
+
+async def test_processes_of_their_own_find_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_SMALL", 0)
+    monkeypatch.setattr(verification, "_FACTS_A_RANGE", 20)
+
+    async def found() -> Verified:
+        service = await connect(desk.dsn)
+        steps = [step async for step in verify(service, dsn=desk.dsn, workers=2, trust=outside(desk))]
+        await service.close()
+        assert len(steps) > 5
+        assert isinstance(steps[-1], Verified)
+        return steps[-1]
+
+    clean = await found()
+    assert (clean.finding, clean.facts, clean.checkpoints) == (None, desk.size, len(desk.kept))
+    owner = await connect(desk.dsn, role=None)
+    await owner.execute("set session_replication_role = replica")
+    position = desk.size * 2 // 3
+    state = await owner.fetchval("select state from ledger.events where position = $1", position)
+    try:
+        await owner.execute("update ledger.events set state = state || ' ' where position >= $1", position)
+        finding = (await found()).finding
+        assert finding is not None
+        assert finding.position == position
+    finally:
+        await owner.execute(
+            "update ledger.events set state = substr(state, 1, octet_length(state) - 1) where position >= $1", position
+        )
+        assert await owner.fetchval("select state from ledger.events where position = $1", position) == state
+        await owner.close()
