@@ -79,6 +79,26 @@ create table if not exists ledger.head (
 comment on table ledger.head is 'The one row that every append locks: the newest position and the newest seal.';
 insert into ledger.head (position, seal) values (0, decode(repeat('00', 32), 'hex')) on conflict do nothing;
 
+create table if not exists ledger.checkpoints (
+  size bigint primary key check (size > 0),
+  root bytea not null check (octet_length(root) = 32),
+  time timestamptz not null,
+  note text not null
+);
+comment on table ledger.checkpoints is 'What was signed of the ledger: its first facts, as many as size says, have this Merkle root (RFC 9162). Each is kept outside as well.';
+comment on column ledger.checkpoints.size is 'How many facts, from the first on.';
+comment on column ledger.checkpoints.root is 'The root of the tree over their leaves.';
+comment on column ledger.checkpoints.note is 'The signed note that says all of it, and which was before.';
+
+create table if not exists ledger.tree (
+  level smallint not null,
+  index bigint not null,
+  hash  bytea not null,
+  primary key (level, index)
+);
+comment on table ledger.tree is 'Complete nodes of the Merkle tree over 256 facts and more, so that proofs take little. A cache, not part of the record: empty it at any time.';
+comment on column ledger.tree.level is 'The node is over 2^level leaves, from the position index * 2^level + 1 on.';
+
 create table if not exists ledger.snapshots (
   stream_id uuid primary key,
   version   integer not null,
@@ -99,7 +119,7 @@ end $$;
 comment on function ledger.refuse_change() is 'Makes a table append-only, for its owner too.';
 
 do $$ declare which text; begin
-  foreach which in array array['events', 'commands', 'seals'] loop
+  foreach which in array array['events', 'commands', 'seals', 'checkpoints'] loop
     execute format('create or replace trigger rows_are_immutable before update or delete on ledger.%I
                     for each row execute function ledger.refuse_change()', which);
     execute format('create or replace trigger table_is_immutable before truncate on ledger.%I
@@ -192,7 +212,7 @@ begin
 end $$;
 comment on function ledger.append is 'Group commit: decides, numbers, stores and seals a batch of commands in one transaction.';
 
-grant select, insert on ledger.events, ledger.commands, ledger.seals to tickets_service;
+grant select, insert on ledger.events, ledger.commands, ledger.seals, ledger.checkpoints, ledger.tree to tickets_service;
 grant select on ledger.schema_applied to tickets_service;
 grant select, update on ledger.head to tickets_service;
 grant select, insert, update on ledger.snapshots to tickets_service;

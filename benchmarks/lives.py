@@ -180,8 +180,8 @@ def _decided(
     return decide(ticket, command, actor=actor, at=at, policy=_POLICY, assignee=who)
 
 
-async def fill(dsn: str, tickets: int) -> None:
-    """Fill a ledger with the lives of so many tickets, 256 of them going on at the same time."""
+async def fill(dsn: str, tickets: int, *, at_once: int = 256) -> None:
+    """Fill a ledger with the lives of so many tickets, that many of them going on at the same time."""
     luck = seeded(2)
     starts = iter(sorted(START + timedelta(seconds=luck.randint(0, 30 * 86_400)) for _ in range(tickets)))
     async with Ledger.open(dsn) as ledger:
@@ -195,4 +195,4 @@ async def fill(dsn: str, tickets: int) -> None:
                     outcome = await ledger.append(one)
                     assert outcome.verdict == "appended", outcome
 
-        await asyncio.gather(*(living() for _ in range(256)))
+        await asyncio.gather(*(living() for _ in range(at_once)))

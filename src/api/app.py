@@ -22,6 +22,7 @@ from litestar.types import ControllerRouterHandler
 
 from api import openapi
 from api.auth import Tokens
+from api.checkpointing import Checkpointer
 from api.commands import BODIES, COMMAND_ROUTES
 from api.draining import after_its_body
 from api.files.housekeeping import keep_house
@@ -72,6 +73,11 @@ async def application(
         runner = (
             Runner(ledger, lambda: connect(dsn, timeout=timeout, purpose="runner")) if "projections" in parts else None
         )
+        checkpointer = (
+            None
+            if runner is None
+            else Checkpointer(settings, lambda: connect(dsn, timeout=timeout, purpose="checkpointer"))
+        )
         served = Installation(
             settings=settings,
             tokens=Tokens(settings),
@@ -93,6 +99,7 @@ async def application(
             files=Files(
                 settings, dsn, Storage(settings.upload_dir or settings.data_dir / "uploads", settings.storage_url)
             ),
+            checkpointer=checkpointer,
         )
         LEDGER_POSITION.set_function(lambda: ledger.newest)
         PROJECTED_POSITION.set_function(lambda: freshness.projected)
@@ -108,6 +115,8 @@ async def application(
             ]
             if "queries" in parts:
                 tasks.append(background.create_task(served.tail.follow()))
+            if checkpointer is not None:
+                tasks.append(background.create_task(checkpointer.run()))
             if runner is not None:
                 runner.on_projected.append(freshness.reached)
                 background.create_task(runner.run())

@@ -145,8 +145,48 @@ _EVENT: Final[dict[str, Any]] = {
     "ticketnumber": _TICKET["number"],
 }
 
+_NOTE: Final = (
+    "tickets\n17\nRSNUDxUEzRcQDEg16Ft+79SZEVgPjv/wWZqPKDvmueM=\ntime 2026-11-23T21:45:00.000000Z\nprevious none\n\n"
+    "— tickets "
+    "O5Is8fuOPa4N3tShdwnl6blVW68xoETdVuFULcybDkit4BKsx9vg4OwwddUoDrDm9R3KNoJphREkK0DuFmkGeIbAhwU=\n"
+)
+
+_CHECKPOINT: Final[dict[str, Any]] = {
+    "size": 17,
+    "root": "RSNUDxUEzRcQDEg16Ft+79SZEVgPjv/wWZqPKDvmueM=",
+    "time": "2026-11-23T21:45:00Z",
+    "note": _NOTE,
+}
+
+_PUBLIC_KEY: Final = "tickets+3b922cf1+AUvq3isjNDC5cYuqzs8P4FHLIqILbXmlqfxa2HOI4vc8"
+
 _ANSWERS: Final[dict[str, Any]] = {
     "EventList": {"items": [_EVENT], "next_after": 17, "end_of_stream": True},
+    "LedgerView": {"size": 18, "seal": "9f86d081884c7d65" * 4, "checkpoint": _NOTE, "public_key": _PUBLIC_KEY},
+    "CheckpointList": {
+        "items": [_CHECKPOINT],
+        "page": 1,
+        "page_size": 20,
+        "total": 1,
+        "total_is_exact": True,
+        "next_cursor": None,
+    },
+    "Consistency": {"first": _CHECKPOINT, "second": _CHECKPOINT, "path": []},
+    "Proof": {
+        "fact": {
+            "position": 17,
+            "stream_id": _TICKET["id"],
+            "version": 2,
+            "topic": "ticket.status_changed.v1",
+            "occurred_at": "2026-11-23T21:40:00.000000Z",
+            "metadata": '{"actor":…}',
+            "state": '{"originator_id":…}',
+        },
+        "leaf": "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=",
+        "inclusion": {"index": 16, "size": 17, "path": ["RSNUDxUEzRcQDEg16Ft+79SZEVgPjv/wWZqPKDvmueM="]},
+        "checkpoint": _NOTE,
+        "public_key": _PUBLIC_KEY,
+    },
     "TicketView": _TICKET,
     "TicketList": {
         "items": [_TICKET],
@@ -286,7 +326,6 @@ _BYTES: Final[dict[str, Any]] = {
     "application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 }
 _PARTIAL: Final = {"Range": "`bytes=first-last`: one part of the bytes.", "If-Range": "Only if it still has this ETag."}
-_DOWNLOAD_PROBLEMS: Final = {409: "In quarantine.", 416: "The file has no such part."}
 _WAITING: Final = {
     "Prefer": "`wait=N`: if there is nothing yet, wait for it, so many seconds at most (RFC 7240).",
     "Last-Event-ID": "Of a stream: begin after this id, whatever `after` says.",
@@ -295,6 +334,11 @@ _EVENT_STREAM: Final[dict[str, Any]] = {
     "schema": {"type": "string", "description": "Server-sent events; `data` is a CloudEvent, `id` its position."},
     "example": f"retry: 1000\n\nid: 17\ndata: {msgspec.json.encode(_EVENT).decode()}\n\n:\n\n",
 }
+_FURTHER_PROBLEMS: Final[dict[str, dict[int, str]]] = {
+    "getAttachment": {409: "In quarantine.", 416: "The file has no such part."},
+    "getProof": {403: "Only staff may.", 409: "Not under a checkpoint yet; `Retry-After` says when to ask again."},
+}
+"""What single queries can answer beside what all can."""
 _CONDITIONAL: Final = {"If-None-Match": "304 if it still has this ETag."}
 _MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
 _NOT_MODIFIED: Final = {"description": "It still has the ETag that `If-None-Match` named."}
@@ -412,11 +456,12 @@ def _complete(
                     if answer in _ANSWERS:  # here and not as litestar's Example, which loses what is null
                         media["example"] = _ANSWERS[answer]
             if operation["tags"] == ["Queries"]:
+                further: dict[str, Any] = {}
                 for status in _COMMAND_PROBLEMS:
                     problem = operation["responses"].pop(str(status))
-                    if operation["operationId"] == "getAttachment":
-                        for extra, why in _DOWNLOAD_PROBLEMS.items():
-                            operation["responses"][str(extra)] = {**problem, "description": why}
+                    for extra, why in _FURTHER_PROBLEMS.get(operation["operationId"], {}).items():
+                        further[str(extra)] = {**problem, "description": why}
+                operation["responses"] |= further
 
 
 def _body(

@@ -68,6 +68,11 @@ PROBLEMS: Final[dict[str, Kind]] = {
         "In quarantine",
         "The virus scanner was away when it came, or found something later. It is looked at again by itself.",
     ),
+    "not-under-checkpoint": Kind(
+        409,
+        "Not under a checkpoint yet",
+        "What is new is signed within a minute or so. Ask again after `Retry-After` seconds, or for an older version.",
+    ),
     "version-mismatch": Kind(
         412,
         "Changed meanwhile",

@@ -31,6 +31,7 @@ from tickets.people import People
 from tickets.permissions import Actor
 
 if TYPE_CHECKING:  # which in turn takes in what requests bring
+    from api.checkpointing import Checkpointer
     from api.files.taking import Files
 
 DEEPEST: Final = 64
@@ -63,6 +64,8 @@ class Installation(Struct, frozen=True, kw_only=True):
     files: "Files"
     stopping: asyncio.Event
     """Set when the service is about to end: who waits is let go."""
+    checkpointer: "Checkpointer | None" = None
+    """In processes that run the projections."""
 
 
 ApiRequest = Request[Actor, Any, State]

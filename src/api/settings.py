@@ -4,6 +4,7 @@ A bad value stops the start and is named. Deliberately absent: reading the envir
 """
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -19,7 +20,8 @@ from msgspec import Meta, Struct
 
 from api.files.inspection import TYPES
 from api.files.scanning import clamd_at
-from api.files.storage import store_at
+from api.files.storage import folder_at, store_at
+from tickets.checkpoints import NAME
 from tickets.commands import Policy
 from tickets.sla import TARGETS, Priority, Target
 
@@ -132,6 +134,31 @@ class Settings(Struct, frozen=True, kw_only=True, rename="upper"):
     """How many streams of events may be open; one more is answered 503 at once."""
     feed_heartbeat_seconds: Annotated[float, Meta(ge=0.1, le=3_600)] = 15
     """How often a stream says that it is there; a reader that takes nothing for twice as long is cut off."""
+    checkpoint_url: str | None = None
+    """Where checkpoints are kept beside the database; by default `checkpoints` in data_dir."""
+    checkpoint_origin: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")] | None = None
+    """Whose ledger a checkpoint is of; by default service_name, which must stay the same then."""
+    checkpoint_key_file: Path | None = None
+    """The key that checkpoints are signed with; by default one is made and kept in data_dir."""
+    checkpoint_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 60
+    """How often there is a checkpoint, if there are new facts."""
+    checkpoint_facts: Positive = 10_000
+    """After so many new facts there is one sooner."""
+
+    @property
+    def origin(self) -> str:
+        """Whose ledger it is, as checkpoints name it: without blanks and plus signs."""
+        return self.checkpoint_origin or re.sub(r"[\s+\x00]+", "-", self.service_name)[:100]
+
+    @property
+    def checkpoint_key(self) -> Path:
+        """Where the key of checkpoints is."""
+        return self.checkpoint_key_file or self.data_dir / "checkpoint.key"
+
+    @property
+    def outside(self) -> str:
+        """The URL where checkpoints are kept beside the database."""
+        return self.checkpoint_url or (self.data_dir / "checkpoints").absolute().as_uri()
 
     @property
     def policy(self) -> Policy:
@@ -191,7 +218,7 @@ def _check(settings: Settings) -> None:
         _ = settings.proxies
     except ValueError as error:
         raise SettingsError(f"TRUSTED_PROXIES is not usable: {error}; write addresses or networks, by commas") from None
-    for name, check in (("storage_url", store_at), ("clamav_url", clamd_at)):
+    for name, check in (("storage_url", store_at), ("clamav_url", clamd_at), ("checkpoint_url", folder_at)):
         try:
             _ = None if (value := getattr(settings, name)) is None else check(value)
         except ValueError as error:

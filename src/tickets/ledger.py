@@ -251,6 +251,12 @@ class Ledger:
         self.heard_of(position)
         return position
 
+    async def newest_seal(self) -> tuple[int, bytes]:
+        """The newest position, and the seal that covers it."""
+        position, seal = await self.pool.fetchrow("select position, seal from ledger.head") or (0, b"")
+        self.heard_of(position)
+        return position, seal
+
     async def ticket_numbers(self, count: int) -> list[int]:
         """The next `count` running numbers for tickets."""
         rows = await self.pool.fetch("select nextval('ledger.ticket_numbers') from generate_series(1, $1::int)", count)

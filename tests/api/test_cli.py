@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -16,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from projections.runner import PROJECTIONS
 from tests.api.servicenow_log import make_log
-from tests.conftest import KEY, NEW_TICKET, Service, fresh_database
+from tests.conftest import KEY, NEW_TICKET, Service, fresh_database, running_service
 from tickets.connections import connect
+from tickets.integrity import GENESIS, leaf, seal
 
 PUBLIC_KEY = (
     generate_private_key(65_537, 2_048)
@@ -217,6 +219,112 @@ def test_verify_is_clean_and_finds_what_was_tampered_with(server: str, template:
         found = tickets("verify", "--json", **where)
         assert (found.returncode, json.loads(found.stdout)["finding"]["position"]) == (1, position)
         assert f"position {position}" in tickets("verify", **where).stdout
+
+
+@pytest.fixture(scope="module")
+def signed(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A ledger that a service has signed at two sizes, and then added to; its ticket's number is in TICKET."""
+    folder = tmp_path_factory.mktemp("signed")
+    with fresh_database(server, template) as dsn:
+        with running_service(dsn, folder, CHECKPOINT_SECONDS="0.1") as running, running.client() as admin:
+            number = ""
+            for _ in range(2):
+                number = admin.post("/api/v1/tickets", json=NEW_TICKET).json()["number"]
+                position = admin.get("/health").json()["ledger"]["position"]
+                deadline = time.monotonic() + 20
+                while admin.get("/health").json()["checkpoints"]["size"] < position:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            key = admin.get("/api/v1/ledger").json()["public_key"]
+        yield {"DATABASE_URL": dsn, "DATA_DIR": str(folder), "TICKET": number, "SIGNED_BY": key}
+
+
+def test_verify_holds_the_ledger_against_what_was_signed_and_kept_outside(signed: dict[str, str]) -> None:
+    folder = Path(signed["DATA_DIR"]) / "checkpoints"
+    sizes = sorted(int(one.stem) for one in folder.glob("*.checkpoint"))
+    whole = json.loads(tickets("verify", "--json", **signed).stdout)
+    assert (whole["finding"], whole["checkpoints"]) == (None, len(sizes))
+    newest = folder / f"{sizes[-1]:020d}.checkpoint"
+    for arguments in (
+        ("--outside",),
+        ("--checkpoint", str(newest)),
+        ("--checkpoint", str(folder)),
+        ("--checkpoint", folder.as_uri()),
+        ("--since", str(sizes[0])),
+        ("--since", str(sizes[0]), "--outside", "--workers", "2"),
+        ("--ticket", signed["TICKET"]),
+        ("--key", signed["SIGNED_BY"]),
+    ):
+        done = tickets("verify", *arguments, **signed)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        assert "as they were" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--outside", "--checkpoint", "x"), "cannot go together"),
+        (("--ticket", "TKT-1", "--outside"), "cannot go together"),
+        (("--key", "nonsense"), "name+id+key"),
+        (("--since", "999999"), "no checkpoint at 999999"),
+        (("--ticket", "TKT-1999-000001"), "no ticket"),
+        (("--checkpoint", "/nowhere"), "no checkpoints in"),
+    ],
+)
+def test_verify_against_what_is_not_there_is_wrong_usage(
+    signed: dict[str, str], arguments: tuple[str, ...], words: str
+) -> None:
+    done = tickets("verify", *arguments, **signed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_ledger_that_was_written_anew_is_found_by_what_was_kept_outside(signed: dict[str, str]) -> None:
+    """The checkpoints inside were removed with it: inside, everything follows from everything else."""
+
+    async def rewrite(undo: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        connection = await connect(signed["DATABASE_URL"], role=None)
+        async with connection.transaction():
+            await connection.execute("set local session_replication_role = replica")
+            if undo:
+                await connection.execute("update ledger.events set state = $1, leaf = $2 where position = 2", *undo[0])
+                await connection.execute("insert into ledger.checkpoints select * from kept; drop table kept")
+            else:
+                await connection.execute(
+                    "create table kept as table ledger.checkpoints; delete from ledger.checkpoints"
+                )
+                row = await connection.fetchrow("select * from ledger.events where position = 2")
+                assert row is not None
+                undo = [(row["state"], row["leaf"])]
+                state = row["state"].replace(b"down", b"fine")
+                parts = (row["stream_id"], row["version"], row["topic"], row["occurred_at"], row["metadata"], state)
+                changed = (state, leaf(*parts))
+                await connection.execute("update ledger.events set state = $1, leaf = $2 where position = 2", *changed)
+            chain = GENESIS
+            for first, last, at in await connection.fetch(
+                "select first_position, last_position, sealed_at from ledger.seals order by 1"
+            ):
+                leaves = await connection.fetchval(
+                    """select string_agg(leaf, ''::bytea order by position) from ledger.events
+                       where position between $1 and $2""",
+                    first,
+                    last,
+                )
+                chain = seal(chain, first, last, at, leaves)
+                await connection.execute("update ledger.seals set seal = $1 where last_position = $2", chain, last)
+            await connection.execute("update ledger.head set seal = $1", chain)
+        await connection.close()
+        return undo
+
+    undo = asyncio.run(rewrite([]))
+    try:
+        assert tickets("verify", **signed).returncode == 0
+        found = tickets("verify", "--outside", "--json", **signed)
+        assert (found.returncode, json.loads(found.stdout)["finding"]["position"]) == (1, 2)
+    finally:
+        asyncio.run(rewrite(undo))
+    assert tickets("verify", "--outside", **signed).returncode == 0
 
 
 def test_what_a_running_service_recorded_can_be_replayed_by_number(service: Service, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ here is a failure. Deliberately absent: what staff see (test_comments.py).
 
 import base64
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -89,6 +90,9 @@ OF_A_TICKET: Final[dict[str, list[str]]] = {
 }
 """Every route about tickets, and what it is asked for here."""
 
+FOR_STAFF: Final = {"/api/v1/tickets/{ticket_id:uuid}/proof": ["", "version=1"]}
+"""Routes that only staff may ask, about tickets of others or their own, and what they are asked for here."""
+
 OF_THE_SERVICE: Final = {
     "/": "/",
     "/health": "/health",
@@ -98,6 +102,9 @@ OF_THE_SERVICE: Final = {
     "/openapi.json": "/openapi.json",
     "/docs": "/docs",
     "/redoc": "/redoc",
+    "/api/v1/ledger": "/api/v1/ledger",
+    "/api/v1/ledger/checkpoints": "/api/v1/ledger/checkpoints",
+    "/api/v1/ledger/consistency": "/api/v1/ledger/consistency",
     "/docs/assets/{file_path:path}": "/docs/assets/swagger-ui-dist/swagger-ui.css",
 }
 """Every other route, and one of its paths: these know of no ticket."""
@@ -290,7 +297,7 @@ def test_every_get_of_the_application_is_looked_at_here() -> None:
     application: Any = app._litestar(served, PARTS)  # every route there is, documented or not
     assert isinstance(application, Litestar)
     gets = {route.path for route in application.routes if "GET" in getattr(route, "methods", ())}
-    assert gets == {*OF_A_TICKET, *OF_THE_SERVICE}
+    assert gets == {*OF_A_TICKET, *FOR_STAFF, *OF_THE_SERVICE}
 
 
 @pytest.mark.parametrize(("path", "query"), LOOKS, ids=[f"{path}?{query}" for path, query in LOOKS])
@@ -301,9 +308,25 @@ def test_an_end_user_finds_no_trace_of_internal_comments(discussed: Desk, plain:
     assert shape(found) == shape(plain.looked(path, query))
 
 
+@pytest.mark.parametrize(("path", "query"), [(path, query) for path, some in FOR_STAFF.items() for query in some])
+def test_what_is_for_staff_alone_tells_others_nothing(discussed: Desk, plain: Desk, path: str, query: str) -> None:
+    def told(ticket_id: str) -> tuple[int, Any]:
+        url = f"{path.replace('{ticket_id:uuid}', ticket_id)}?{query}"
+        answer = discussed.http.get(url, headers=discussed.requester)
+        assert traces(answer, discussed) == set()
+        return answer.status_code, {name: one for name, one in answer.json().items() if name != "instance"}
+
+    assert told(discussed.ticket_id)[0] == 403
+    assert told(plain.ticket_id) == told(str(uuid4()))
+    assert told(plain.ticket_id)[0] == 404
+
+
 @pytest.mark.parametrize("path", OF_THE_SERVICE)
 def test_what_is_about_no_ticket_says_nothing_of_one(discussed: Desk, path: str) -> None:
-    answer = discussed.http.get(OF_THE_SERVICE[path], headers=discussed.requester)
+    deadline = time.monotonic() + 10  # the first checkpoint comes within seconds
+    while (answer := discussed.http.get(OF_THE_SERVICE[path], headers=discussed.requester)).status_code == 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert answer.status_code in {200, 303}
     assert traces(answer, discussed) == set()
 

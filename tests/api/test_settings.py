@@ -33,6 +33,7 @@ COUNTS = [
     "UPLOAD_TIMEOUT_MS",
     "UPLOADS_AT_ONCE",
     "MAX_ARCHIVE_RATIO",
+    "CHECKPOINT_FACTS",
 ]
 
 GOOD: list[tuple[str, str, Any]] = [
@@ -88,6 +89,11 @@ GOOD: list[tuple[str, str, Any]] = [
     ("FEED_POLLS", "7", 7),
     ("FEED_STREAMS", "0", 0),
     ("FEED_HEARTBEAT_SECONDS", "0.1", 0.1),
+    ("CHECKPOINT_URL", "file:///srv/checkpoints", "file:///srv/checkpoints"),
+    ("CHECKPOINT_URL", "s3://bucket/checkpoints", "s3://bucket/checkpoints"),
+    ("CHECKPOINT_ORIGIN", "desk.example.org/tickets", "desk.example.org/tickets"),
+    ("CHECKPOINT_KEY_FILE", "/run/secrets/checkpoint.key", Path("/run/secrets/checkpoint.key")),
+    ("CHECKPOINT_SECONDS", "0.1", 0.1),
     *((name, "1", 1) for name in COUNTS),
     *((name, "2147483647", 2**31 - 1) for name in COUNTS),
 ]
@@ -124,6 +130,9 @@ BAD: list[tuple[str, str]] = [
     *(("FEED_POLLS", text) for text in ("0", "many")),
     *(("FEED_STREAMS", text) for text in ("-1", "2147483648")),
     *(("FEED_HEARTBEAT_SECONDS", text) for text in ("0", "3601", "nan")),
+    *(("CHECKPOINT_URL", text) for text in ("/srv", "file://srv", "file:srv", "http://host/bucket", "s3:")),
+    *(("CHECKPOINT_ORIGIN", text) for text in ("my desk", "a+b", "x" * 101)),
+    *(("CHECKPOINT_SECONDS", text) for text in ("0", "86401", "a minute")),
     *((name, text) for name in COUNTS for text in ("0", "-1", "many", "2147483648", "1.5")),
 ]
 
@@ -151,6 +160,7 @@ def test_every_setting_is_in_the_tables() -> None:
     free = {
         "DATA_DIR",
         "UPLOAD_DIR",
+        "CHECKPOINT_KEY_FILE",
         "JWT_ISSUER",
         "JWT_AUDIENCE",
         "AUTH_SERVICE_URL",
@@ -197,6 +207,14 @@ def test_the_targets_and_the_window_are_policy() -> None:
         for number, priority in enumerate(Priority, 1)
     }
     assert policy.reopen_window == timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    ("variables", "origin"),
+    [({}, "tickets"), ({"SERVICE_NAME": "our + desk"}, "our-desk"), ({"CHECKPOINT_ORIGIN": "a/b"}, "a/b")],
+)
+def test_an_origin_is_one_that_notes_can_have(variables: dict[str, str], origin: str) -> None:
+    assert read_settings(variables).origin == origin
 
 
 def test_trusted_proxies_are_networks() -> None:

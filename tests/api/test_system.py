@@ -49,6 +49,7 @@ def test_health_says_how_things_are(admin: httpx.Client, path: str) -> None:
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
     told = answer.json()
     projections = told.pop("projections")
+    assert told.pop("checkpoints")["outside"] == "ok"
     assert told == {
         "status": "ok",
         "service": "tickets",

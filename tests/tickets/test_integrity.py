@@ -16,8 +16,9 @@ import pytest
 from tests.conftest import fresh_database
 from tests.tickets.test_ledger import NOON, appending, assigned, created, noting
 from tickets.connections import Connection, connect
-from tickets.integrity import GENESIS, Finding, Progress, Verified, leaf, seal, verify
+from tickets.integrity import GENESIS, leaf, seal
 from tickets.ledger import Ledger
+from tickets.verification import Finding, Progress, Verified, verify
 
 A, B, C, D = (UUID(int=number) for number in range(1, 5))
 NOTED, IDLE = uuid4(), uuid4()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from msgspec import Struct
@@ -98,6 +99,20 @@ def store_at(url: str) -> ObjectStore:
         raise ValueError(str(error).partition("\n")[0]) from None
 
 
+def folder_at(url: str) -> Path | None:
+    """The folder at a file:// URL, None where it is an object store's. Raises ValueError, as `store_at` does."""
+    if not url.startswith("file:"):
+        try:
+            store_at(url)
+        except ValueError as error:
+            raise ValueError(str(error).replace("must begin with", "must begin with file://,")) from None
+        return None
+    parts = urlsplit(url)
+    if parts.netloc or not parts.path.startswith("/"):
+        raise ValueError("must name a folder from the root on: file:///srv/checkpoints")
+    return Path(unquote(parts.path))
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Says of what files and object stores raise that the storage is away."""
@@ -113,14 +128,15 @@ def _key(sha256: str) -> str:
 
 def _move_durably(file: Path, to: Path) -> None:
     """Move, so that it is there whole or not at all, whatever happens, and stays once this returns."""
-    _flush(file)
+    flush(file)
     to.parent.mkdir(exist_ok=True, mode=0o700)
     file.replace(to)
-    _flush(to.parent)
-    _flush(to.parent.parent)  # somebody else may have made the folder and not have come to this yet
+    flush(to.parent)
+    flush(to.parent.parent)  # somebody else may have made the folder and not have come to this yet
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

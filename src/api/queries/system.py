@@ -33,6 +33,7 @@ def _health(served: Installation) -> dict[str, Any]:
             "drifted": [str(ticket) for ticket in served.sampler.found],
             **({} if (seen := served.watch.seen) is None else msgspec.to_builtins(seen) | {"behind": behind}),
         },
+        **({} if served.checkpointer is None else {"checkpoints": served.checkpointer.health}),
     }
 
 
