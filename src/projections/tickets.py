@@ -6,7 +6,7 @@ flag. Deliberately absent: who may see what; the edge says that by what it asks 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from projections.cursors import BadCursor, Moment, cursor_after, read_cursor
 from projections.projection import Projection, Row, Step, is_parked
 from projections.texts import FEW, LOOKED_AT, expected, is_common, snippets
-from tickets.connections import Pool
+from tickets.connections import Connection, Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority, breach_at
 from tickets.ticket import Ticket
@@ -335,6 +335,22 @@ async def search(
         total_is_exact=total <= countable,
         next_cursor=cursor_after((sort, descending, rows[-1][5], rows[-1][6])) if more else None,
     )
+
+
+async def ids_of(connection: Connection, wanted: Filter) -> AsyncIterator[tuple[UUID, int]]:
+    """The tickets that fit, in the order of their ids, each with how many facts it has. Needs a transaction."""
+    where, arguments = conditions(wanted)
+    if wanted.q is not None:
+        arguments.append(wanted.q)
+        query, visible = _query(len(arguments), wanted)
+        where += f" and ticket_id in (select x.ticket_id from read_model.texts x where x.words @@ {query}{visible})"
+    rows = connection.cursor(
+        f"select ticket_id, version from read_model.tickets where {where} order by ticket_id",
+        *arguments,
+        prefetch=1_000,
+    )
+    async for row in rows:
+        yield row[0], row[1]
 
 
 async def _expected(pool: Pool, where: str, arguments: Sequence[Any]) -> dict[str, int]:

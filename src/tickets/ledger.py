@@ -65,6 +65,71 @@ async def read_streams(source: Pool | Connection, first: UUID, last: UUID, *, up
     return [Raw(*row) for row in rows]
 
 
+class Stored(Raw, frozen=True, gc=False):
+    """A stored fact with all that its leaf is of."""
+
+    occurred_at: datetime
+    leaf: bytes
+
+
+async def read_whole(source: Pool | Connection, after: int, limit: int, *, upto: int) -> list[Stored]:
+    """As `read`, with all that the leaves are of."""
+    rows = await source.fetch(
+        """select position, stream_id, version, topic, recorded_at, metadata, state, occurred_at, leaf
+           from ledger.events where position > $1 and position <= $2 order by position limit $3""",
+        after,
+        upto,
+        limit,
+    )
+    return [Stored(*row) for row in rows]
+
+
+async def last_positions(source: Pool | Connection, stream_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Where the newest fact of each of these streams is, of those that have any."""
+    rows = await source.fetch(
+        """select w.stream_id, e.position from unnest($1::uuid[]) w(stream_id)
+           cross join lateral (select position from ledger.events e where e.stream_id = w.stream_id
+                               order by version desc limit 1) e""",
+        stream_ids,
+    )
+    return {stream_id: position for stream_id, position in rows}  # noqa: C416 - rows are not pairs to mypy
+
+
+async def recorded_before(source: Pool | Connection, moment: datetime) -> int:
+    """How many facts the ledger had taken in by then. Their times are in the order of positions, which is searched."""
+    least, most = 0, await source.fetchval("select position from ledger.head")
+    while least < most:
+        middle = (least + most + 1) // 2
+        if await source.fetchval("select recorded_at < $2 from ledger.events where position = $1", middle, moment):
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+async def streams(connection: Connection, wanted: Sequence[UUID] | None = None) -> AsyncIterator[tuple[UUID, int]]:
+    """These streams, or all, in the order of their ids, each with how many facts it has. Needs a transaction."""
+    rows = connection.cursor(
+        """select stream_id, count(*) from ledger.events where $1::uuid[] is null or stream_id = any($1)
+           group by stream_id order by stream_id""",
+        wanted,
+        prefetch=1_000,
+    )
+    async for row in rows:
+        yield row[0], row[1]
+
+
+async def read_these(source: Pool | Connection, stream_ids: Sequence[UUID], *, upto: int) -> list[Stored]:
+    """All facts up to the position `upto` of these streams, stream by stream in the order of their ids."""
+    rows = await source.fetch(
+        """select position, stream_id, version, topic, recorded_at, metadata, state, occurred_at, leaf
+           from ledger.events where stream_id = any($1::uuid[]) and position <= $2 order by stream_id, version""",
+        stream_ids,
+        upto,
+    )
+    return [Stored(*row) for row in rows]
+
+
 async def _nothing_to_reset(_connection: object) -> None:
     """Spare the round trip: nobody who borrows a connection changes its session."""
 

@@ -7,7 +7,7 @@ commands do; this is how they are asked for.
 
 import click
 
-from api.cli import auditing, projecting, serving
+from api.cli import auditing, exporting, projecting, replaying, serving
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,5 +15,5 @@ def main() -> None:
     """Ticket Service: an immutable ledger, replayable history, fast read models."""
 
 
-for command in (*serving.COMMANDS, *auditing.COMMANDS, *projecting.COMMANDS):
+for command in (*serving.COMMANDS, *auditing.COMMANDS, *exporting.COMMANDS, *replaying.COMMANDS, *projecting.COMMANDS):
     main.add_command(command)

@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+from datetime import datetime
+from typing import Annotated, Any, BinaryIO, Final, NoReturn
 
 import asyncpg
+import click
 import msgspec
 import uvloop
+from msgspec import Meta
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,14 +41,31 @@ from tickets.connections import CONNECTION_LOST, connected
 err: Final = Console(stderr=True, highlight=False)
 
 
+class _Time(click.ParamType["datetime"]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment that the text says."""
+        try:
+            moment: datetime = msgspec.convert(value, Annotated[datetime, Meta(tz=True)])
+        except msgspec.ValidationError:
+            self.fail(f"{value!r} is not a time with a zone, such as 2026-01-31T12:00:00Z.", param, ctx)
+        return moment
+
+
+TIME: Final = _Time()
+"""A moment as an argument: RFC 3339, with a zone."""
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f}/s" if task.speed else "-/s")
 
 
 @contextmanager
-def progress(what: str) -> Iterator["_Told"]:
-    """A bar with rate and time left, on a terminal; nothing elsewhere."""
+def progress(what: str, *, beside_output: bool = False) -> Iterator["_Told"]:
+    """A bar with rate and time left, on a terminal; nothing elsewhere, nor where output would go through it."""
+    hidden = not sys.stderr.isatty() or (beside_output and sys.stdout.isatty())
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,7 +73,7 @@ def progress(what: str) -> Iterator["_Told"]:
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=err, transient=True, disable=hidden) as bar:
         yield _Told(bar, bar.add_task(what, total=None))
 
 
@@ -61,7 +81,7 @@ class _Told:
     def __init__(self, bar: Progress, task: Any) -> None:
         self._bar, self._task = bar, task
 
-    def __call__(self, done: int, of: int) -> None:
+    def __call__(self, done: int, of: int | None) -> None:
         self._bar.update(self._task, completed=done, total=of)
 
 
@@ -77,6 +97,17 @@ def say(message: str) -> None:
 def print_json(value: Any) -> None:
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def output() -> Iterator[BinaryIO]:
+    """Standard output for bytes. Where nobody reads on, the command ends there, quietly: they had enough."""
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end, too
+        sys.exit(0)
 
 
 def run(main: Any) -> Any:
