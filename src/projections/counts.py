@@ -14,7 +14,7 @@ from uuid import UUID
 from asyncpg import Record
 from msgspec import Struct
 
-from projections.periods import then
+from projections.periods import planned, then
 from projections.projection import Projection, Row, Step
 from projections.tickets import Filter, conditions, first_breach
 from tickets.connections import Pool
@@ -111,8 +111,9 @@ async def read_at(pool: Pool, at: datetime, *, visible_to: UUID | None = None) -
     where, arguments = conditions(Filter(visible_to=visible_to), at)
     each = "status, priority, category, team, assignee_id, breach_at < $1 as late, count(*) as n"
     found = then(each, where, "group by 1, 2, 3, 4, 5, 6")
-    rows = await pool.fetch(
-        f"""select kind, value, n, of_all from (
+    async with planned(pool) as connection:
+        rows = await connection.fetch(
+            f"""select kind, value, n, of_all from (
               select kind, value, sum(n)::bigint as n, (sum(sum(n)) over (partition by kind))::bigint as of_all,
                      row_number() over (partition by kind order by sum(n) desc, value) as place
               from {found}, lateral (values ('status', status), ('priority', priority), ('category', category),
@@ -120,8 +121,8 @@ async def read_at(pool: Pool, at: datetime, *, visible_to: UUID | None = None) -
                                           ('breached', case when late then '' end)) v(kind, value)
               where value is not null group by kind, value) k
             where place <= {_LARGEST}""",
-        *arguments,
-    )
+            *arguments,
+        )
     return _counts(rows)
 
 

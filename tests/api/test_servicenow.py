@@ -194,7 +194,9 @@ def past(server: str, template: str, log: Path, tmp_path_factory: pytest.TempPat
     with fresh_database(server, template) as dsn:
         asyncio.run(imported(dsn))
         with running_service(dsn, tmp_path_factory.mktemp("past")) as service:
-            yield Past(log, service)
+            found = Past(log, service)
+            yield found
+            found.client.close()
 
 
 def test_a_ticket_as_of_any_time_is_what_the_file_says_of_it_then(
