@@ -1,20 +1,13 @@
 """Making read models' tables beside the live ones, from the ledger alone: ranges of streams, a process a core.
 
 A range is read, folded, copied and ticked off in one transaction, so that whoever comes after a kill goes on with
-the ranges that are left. A worker is this module run as a program: for each
-line of JSON that names a range, one goes out when its rows are in. It ends when no more can come, also
-where whoever started it was killed. Deliberately absent: what the tables are for (rebuild.py), and facts
-that come later (runner.py).
+the ranges that are left. A worker is this module run as a program (tickets/workers.py). Deliberately absent: what
+the tables are for (rebuild.py), and facts that come later (runner.py).
 """
 
-import asyncio
-import gc
 import os
-import signal
-import sys
-from asyncio.subprocess import PIPE, Process, create_subprocess_exec
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from hashlib import sha256
 from itertools import groupby
 from operator import attrgetter
@@ -22,7 +15,6 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-import msgspec
 import uvloop
 from msgspec import Struct
 
@@ -32,6 +24,7 @@ from projections.projection import BESIDE, LIVE, Projection, Row, Step, summed
 from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, rows_of_stream, step_of
 from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
+from tickets.workers import answered, asked
 
 _FACTS_A_RANGE: Final = 4_000
 _TIMEOUT_S: Final = 30.0
@@ -77,10 +70,6 @@ class _Answer(Struct, frozen=True, omit_defaults=True):
 
 class Refused(Exception):  # noqa: N818 - it says what happened
     """The database will not have one of the rows, for the reason that is given."""
-
-
-class WorkerDied(Exception):  # noqa: N818 - as above
-    """A process that made read models ended before it was done; nothing was changed. Why is said above, if at all."""
 
 
 async def begin(connection: Connection, job: Job, *, in_order: bool = False) -> None:
@@ -216,61 +205,19 @@ async def fill(connection: Connection, job: Job, workers: int) -> AsyncGenerator
     yield sum(facts for _, _, facts, done in rows if done)
     ranges = [Range(first, last, facts) for first, last, facts, done in rows if not done]
     workers = min(workers, len(ranges))
-    async with _running(job, workers if workers > 1 else 0) as processes:
-        remaining = iter(ranges)
-        if not processes:
-            for one in remaining:
-                yield _facts(await _fill_range(connection, job, one))
-        asked: dict[asyncio.Task[_Answer], Process] = {}
-        try:
-            for process, one in zip(processes, remaining, strict=False):
-                asked[asyncio.create_task(_ask(process, one))] = process
-            while asked:
-                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                for answered in done:
-                    process = asked.pop(answered)
-                    if (following := next(remaining, None)) is not None:
-                        asked[asyncio.create_task(_ask(process, following))] = process
-                    yield _facts(answered.result())
-        finally:
-            for unanswered in asked:
-                unanswered.cancel()
+    if workers < 2:
+        for one in ranges:
+            yield _facts(await _fill_range(connection, job, one))
+        return
+    async with aclosing(answered(__name__, job, ranges, _Answer, workers)) as answers:
+        async for _, answer in answers:
+            yield _facts(answer)
 
 
 def _facts(answer: _Answer) -> int:
     if answer.refused is not None:
         raise Refused(answer.refused)
     return answer.facts
-
-
-@asynccontextmanager
-async def _running(job: Job, workers: int) -> AsyncIterator[list[Process]]:
-    processes: list[Process] = []
-    try:
-        for _ in range(workers):
-            processes.append(await create_subprocess_exec(sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE))
-            await _tell(processes[-1], job)
-        yield processes
-    finally:
-        for process in processes:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-
-async def _tell(process: Process, what: Job | Range) -> None:
-    assert process.stdin is not None  # noqa: S101 - it was asked for
-    process.stdin.write(msgspec.json.encode(what) + b"\n")
-    await process.stdin.drain()
-
-
-async def _ask(process: Process, wanted: Range) -> _Answer:
-    assert process.stdout is not None  # noqa: S101 - as above
-    try:
-        await _tell(process, wanted)
-        return msgspec.json.decode(await process.stdout.readuntil(), type=_Answer)
-    except (ConnectionError, asyncio.IncompleteReadError) as error:
-        raise WorkerDied from error
 
 
 async def _ranges_of(connection: Connection) -> list[Range]:
@@ -287,18 +234,11 @@ async def _ranges_of(connection: Connection) -> list[Range]:
 
 
 async def _work() -> None:
-    """What a worker does. Only answers go to its standard output: all else that is printed, to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
     os.nice(_NICE)
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
-    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
-        os.dup2(2, 1)
-        job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    with asked(Job, Range) as (job, wanted, tell):
         async with connected(job.dsn, timeout=_TIMEOUT_S) as connection:
-            for line in iter(sys.stdin.buffer.readline, b""):
-                answer = await _fill_range(connection, job, msgspec.json.decode(line, type=Range))
-                answers.write(msgspec.json.encode(answer) + b"\n")
+            for one in wanted:
+                tell(await _fill_range(connection, job, one))
 
 
 async def _fill_range(connection: Connection, job: Job, wanted: Range) -> _Answer:

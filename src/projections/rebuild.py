@@ -17,7 +17,6 @@ from msgspec import UNSET, Struct
 from projections.beside import (
     Job,
     Refused,
-    WorkerDied,
     begin,
     create_indexes,
     drop_tables,
@@ -30,6 +29,7 @@ from projections.projection import BESIDE, LIVE, Projection
 from projections.runner import PROJECTIONS, Fold, checkpoints_of, of_other_versions, take_in
 from tickets.connections import Connection, connected
 from tickets.ledger import read
+from tickets.workers import WorkerDied
 
 __all__ = [
     "AlreadyRunning",

@@ -2,28 +2,23 @@
 
 A range ends at a seal and begins after one. The database puts the bytes together that were hashed, in one
 COPY: its binary form, each value after its length, is just how a leaf is defined. A worker is this module
-run as a program: for each line of JSON that names a part, one goes out that says what was found. It ends
-when no more can come, also where whoever started it was killed. Deliberately absent: which parts there
-are, and what follows from all of them together (verification.py).
+run as a program (workers.py). Deliberately absent: which parts there are, and what follows from all of
+them together (verification.py).
 """
 
-import gc
-import os
-import signal
 import struct
-import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Final
 
-import msgspec
 import uvloop
 from msgspec import Struct
 
 from tickets.connections import Connection, connected
 from tickets.integrity import raw_seal
 from tickets.merkle import Piece, pieces
+from tickets.workers import asked
 
 _TIMEOUT_S: Final = 30.0
 _FIRST: Final = -(2**63)
@@ -255,20 +250,13 @@ async def prepare(connection: Connection) -> None:
 
 
 async def _work() -> None:
-    """What a worker does. Only answers go to its standard output: all else that is printed, to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
-    gc.freeze()
-    gc.disable()  # nothing here is in a circle
-    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
-        os.dup2(2, 1)
-        job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    with asked(Job, Range | Part) as (job, wanted, tell):
         async with connected(job.dsn, timeout=_TIMEOUT_S) as connection:
             await connection.execute("begin isolation level repeatable read read only")
             await connection.execute(f"set transaction snapshot '{job.snapshot}'")
             await prepare(connection)
-            for line in iter(sys.stdin.buffer.readline, b""):
-                answer = await look(connection, msgspec.json.decode(line, type=Range | Part))
-                answers.write(msgspec.json.encode(answer) + b"\n")
+            for one in wanted:
+                tell(await look(connection, one))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ what they do.
 """
 
 import asyncio
+import gc
+import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -21,6 +25,7 @@ _AHEAD: Final = 2
 _LONGEST: Final = 1 << 26
 
 Question = TypeVar("Question", bound=Struct)
+Job = TypeVar("Job", bound=Struct)
 
 
 class WorkerDied(Exception):  # noqa: N818 - it says what happened
@@ -61,6 +66,29 @@ async def answered(
             if process.returncode is None:
                 process.kill()
             await process.wait()
+
+
+@contextmanager
+def asked(job: type[Job], question: Any) -> Iterator[tuple[Job, Iterator[Any], Callable[[Struct], None]]]:
+    """The other side, in a program that is such a process: its job, the questions as they come, and where answers go.
+
+    Only answers go to its standard output: all else that is printed, to standard error.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)  # hardly anything here is in a circle
+    decoder = msgspec.json.Decoder(question)
+    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
+        os.dup2(2, 1)
+
+        def tell(answer: Struct) -> None:
+            answers.write(msgspec.json.encode(answer) + b"\n")
+
+        yield (
+            msgspec.json.decode(sys.stdin.buffer.readline(), type=job),
+            map(decoder.decode, iter(sys.stdin.buffer.readline, b"")),
+            tell,
+        )
 
 
 async def _talk(

@@ -22,12 +22,15 @@ import msgspec
 import pytest
 
 from api import embedded
+from api.checkpointing import trusted_key
 from api.database import apply_schema
+from api.settings import Settings
 from tests.api.test_embedded import servers
 from tests.conftest import NEW_TICKET, Service, eventually, running_service, start_service, token
 from tests.projections.test_runner import compared, level
 from tests.tickets.test_integrity import verified
 from tests.tickets.test_ledger import held_up
+from tickets.checkpoints import VerifierKey
 from tickets.connections import Connection, connect
 from tickets.permissions import Role
 
@@ -115,7 +118,14 @@ class Crowd:
             await asyncio.sleep(0.05)
 
 
-async def assert_that_is_what_happened(crowd: Crowd, owner: Connection, dsn: str) -> None:
+def signer(folder: Path) -> VerifierKey:
+    """Who signs the checkpoints of the services that have this folder."""
+    key = trusted_key(Settings(data_dir=folder))
+    assert key is not None, "it was made at the first start"
+    return key
+
+
+async def assert_that_is_what_happened(crowd: Crowd, owner: Connection, dsn: str, folder: Path) -> None:
     """Every acknowledged command is in the ledger, once; nothing else is; and nothing is broken."""
     commands = await owner.fetch("select command_id, version from ledger.commands")
     versions = {row["command_id"]: row["version"] for row in commands}
@@ -130,7 +140,7 @@ async def assert_that_is_what_happened(crowd: Crowd, owner: Connection, dsn: str
     for row in done:
         titles.setdefault(str(row["stream_id"]), []).append(msgspec.json.decode(row["state"])["title"])
     assert titles == crowd.titles
-    assert (await verified(owner)).finding is None
+    assert (await verified(owner, signer(folder))).finding is None
     await eventually(lambda: level(owner))
     assert all(one.clean for one in await compared(dsn))
 
@@ -139,7 +149,7 @@ async def assert_that_is_what_happened(crowd: Crowd, owner: Connection, dsn: str
 
 
 async def test_killed_again_and_again_under_load_it_loses_no_command_and_doubles_none(
-    own_service: Callable[..., Service], owner: Connection, dsn: str
+    own_service: Callable[..., Service], owner: Connection, dsn: str, tmp_path: Path
 ) -> None:
     crowd = Crowd(12)
     service = await asyncio.to_thread(own_service)
@@ -156,7 +166,7 @@ async def test_killed_again_and_again_under_load_it_loses_no_command_and_doubles
     await crowd.acknowledges(20)
     await crowd.leave()
     assert crowd.unanswered >= KILLS, "it hurt each time"
-    await assert_that_is_what_happened(crowd, owner, dsn)
+    await assert_that_is_what_happened(crowd, owner, dsn, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- database away
@@ -186,7 +196,7 @@ async def test_while_its_database_is_away_it_says_so_at_once_and_mends_itself(tm
             await crowd.leave()
             owner = await connect(dsn, role=None)
             try:
-                await assert_that_is_what_happened(crowd, owner, dsn)
+                await assert_that_is_what_happened(crowd, owner, dsn, tmp_path)
             finally:
                 await owner.close()
             assert await asyncio.to_thread(service.stop) == 0

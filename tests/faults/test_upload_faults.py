@@ -24,6 +24,7 @@ from api.files.housekeeping import sweep
 from api.files.storage import Storage
 from tests.api.test_storage import ATTACHMENTS, TICKETS, files_in, grow_old, text
 from tests.conftest import NEW_TICKET, NO_CERTIFICATES, Service, eventually, token
+from tests.faults.test_service_faults import signer
 from tests.projections.test_runner import level
 from tests.tickets.test_integrity import verified
 from tickets.connections import Connection
@@ -156,7 +157,7 @@ async def test_killed_again_and_again_it_loses_no_file_and_names_none_that_it_do
         for attachment_id, expected in crowd.acknowledged.items():
             answer = await http.get(f"{ATTACHMENTS}/{attachment_id}")
             assert (answer.status_code, sha256(answer.content).hexdigest()) == (200, expected)
-    assert (await verified(owner)).finding is None
+    assert (await verified(owner, signer(tmp_path))).finding is None
 
     # No fact without its bytes, no bytes but under their own name, and none without a fact once all is settled.
     kept = files_in(objects)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from projections.drift import COMPARED, Sampler, drift_of, put_right, sample
 from projections.runner import Runner
@@ -112,7 +113,7 @@ async def test_it_reads_by_indexes(owner: Connection, name: str) -> None:
 
 
 async def test_samples_find_drift_and_forget_it_once_it_is_put_right(
-    ledger: Ledger, owner: Connection, dsn: str, capsys: pytest.CaptureFixture[str]
+    ledger: Ledger, owner: Connection, dsn: str
 ) -> None:
     await caught_up(ledger, owner, dsn, 3)
     told: list[int] = []
@@ -125,11 +126,12 @@ async def test_samples_find_drift_and_forget_it_once_it_is_put_right(
             """update read_model.tickets set team = 'Nobody' where ticket_id =
                (select ticket_id from read_model.tickets order by ticket_id limit 1) returning ticket_id"""
         )
-        await eventually(lambda: _is(lambda: told[-1] == 1))
+        with capture_logs() as logged:
+            await eventually(lambda: _is(lambda: told[-1] == 1))
+            enough = sampler.sampled + 5
+            await eventually(lambda: _is(lambda: sampler.sampled > enough))
+        assert [one["event"] for one in logged].count("projection.drift") == 1, "an alarm is raised once"
         assert {(one.projection, *one.differences[0].fields) for one in sampler.found[stream]} == {("tickets", "team")}
-        enough = sampler.sampled + 5
-        await eventually(lambda: _is(lambda: sampler.sampled > enough))
-        assert capsys.readouterr().out.count("projection.drift") == 1, "an alarm is raised once"
         await put_right(owner, stream)
         await eventually(lambda: _is(lambda: told[-1] == 0))
         looking.cancel()

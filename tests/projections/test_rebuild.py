@@ -37,6 +37,7 @@ from tests.projections.test_runner import (
 from tests.tickets.test_ledger import assigned, created
 from tickets.connections import Connection
 from tickets.ledger import Ledger
+from tickets.workers import WorkerDied
 
 REBUILD_KILLS = int(os.environ.get("REBUILD_KILLS", "4"))
 """How often a rebuild is killed before it may finish; `make faults` does it ten times."""
@@ -590,7 +591,7 @@ async def test_one_of_its_processes_being_killed_ends_it_and_leaves_nothing(
     workers = workers_of(os.getpid())
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    with pytest.raises(beside.WorkerDied):
+    with pytest.raises(WorkerDied):
         async for _ in steps:
             pass
     assert await left_beside(owner) == []

@@ -15,10 +15,11 @@ import pytest
 
 from tests.conftest import fresh_database
 from tests.tickets.test_ledger import NOON, appending, assigned, created, noting
+from tickets.checkpoints import VerifierKey
 from tickets.connections import Connection, connect
 from tickets.integrity import GENESIS, leaf, seal
 from tickets.ledger import Ledger
-from tickets.verification import Finding, Progress, Verified, verify
+from tickets.verification import Finding, Progress, Trust, Verified, verify
 
 A, B, C, D = (UUID(int=number) for number in range(1, 5))
 NOTED, IDLE = uuid4(), uuid4()
@@ -58,8 +59,8 @@ async def tampering(dsn: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def verified(connection: Connection) -> Verified:
-    steps = [step async for step in verify(connection)]
+async def verified(connection: Connection, *keys: VerifierKey) -> Verified:
+    steps = [step async for step in verify(connection, trust=Trust(keys=keys))]
     last = steps.pop()
     assert isinstance(last, Verified)
     assert all(isinstance(step, Progress) for step in steps)
