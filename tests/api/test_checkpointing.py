@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.conftest import NEW_TICKET, Service, eventually
+from tests.conftest import NEW_TICKET, Service, eventually, fresh_database, running_service
 from tickets.checkpoints import Checkpoint, parse, read_key, verifier_key, verify_note
 from tickets.connections import Connection
 from tickets.integrity import leaf
@@ -25,6 +25,16 @@ LEDGER = "/api/v1/ledger"
 SOON = {"CHECKPOINT_SECONDS": "0.1"}
 
 Starting = Callable[..., Service]
+
+
+@pytest.fixture(scope="module")
+def signing(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that signs what is new at once, for tests that ask no more of it."""
+    with (
+        fresh_database(server, template) as dsn,
+        running_service(dsn, tmp_path_factory.mktemp("signing"), **SOON) as running,
+    ):
+        yield running
 
 
 def until(client: httpx.Client, holds: Callable[[dict[str, Any]], bool], timeout: float = 15) -> dict[str, Any]:
@@ -76,8 +86,8 @@ def test_what_is_new_is_signed_and_kept_outside_and_each_names_the_one_before(
     assert len(list(folder.iterdir())) == 2 * len(chain)
 
 
-def test_without_new_facts_nothing_is_signed(own_service: Starting) -> None:
-    with own_service(**SOON).client() as admin:
+def test_without_new_facts_nothing_is_signed(signing: Service) -> None:
+    with signing.client() as admin:
         made(admin)
         newest = signed(admin)
         time.sleep(1.5)
@@ -92,8 +102,8 @@ def test_after_many_facts_there_is_a_checkpoint_before_it_is_time(own_service: S
         assert until(admin, lambda told: told["size"] > first["size"])["size"] >= first["size"] + 5
 
 
-def test_every_version_of_a_ticket_is_proven(own_service: Starting) -> None:
-    running = own_service(**SOON)
+def test_every_version_of_a_ticket_is_proven(signing: Service) -> None:
+    running = signing
     with running.client(teams=("Network",), username="ada") as admin:
         ticket = made(admin)
         url = f"{TICKETS}/{ticket['id']}"
@@ -133,8 +143,8 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def test_between_any_two_checkpoints_facts_were_only_added(own_service: Starting) -> None:
-    with own_service(**SOON).client() as admin:
+def test_between_any_two_checkpoints_facts_were_only_added(signing: Service) -> None:
+    with signing.client() as admin:
         for _ in range(3):
             made(admin, 2)
             signed(admin)
@@ -171,8 +181,8 @@ def test_what_is_not_under_a_checkpoint_yet_says_when_to_ask_again(own_service: 
         assert admin.get(f"{TICKETS}/{ticket['id']}/proof", params={"version": 2}).status_code == 404
 
 
-def test_proofs_are_for_staff_alone(own_service: Starting) -> None:
-    running = own_service(**SOON)
+def test_proofs_are_for_staff_alone(signing: Service) -> None:
+    running = signing
     with running.client(Role.END_USER) as user, running.client(Role.DEVOPS_ENGINEER) as engineer:
         own, other = made(user), made(engineer)
         signed(engineer)
