@@ -311,7 +311,7 @@ async def test_what_a_token_said_of_somebody_is_not_overwritten(ledger: Ledger, 
 def test_an_import_killed_half_way_and_started_again_ends_the_same(
     server: str, template: str, tmp_path: Path, log: Path
 ) -> None:
-    log = log if REAL else make_log(tmp_path / "longer.csv.gz", incidents=1_200)
+    log = log if REAL else make_log(tmp_path / "longer.csv.gz", incidents=800)
 
     def start(dsn: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
