@@ -6,6 +6,7 @@ applied once, to a template that each test's database is a clone of.
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -15,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
@@ -40,6 +42,10 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
+_ROOM = 2 * 1024**3
+"""Bytes free in memory that a server of tests may ask for: its log, its buffers, and a database or two."""
+
+
 def with_database(dsn: str, name: str) -> str:
     parts = urlsplit(dsn)
     return urlunsplit(parts._replace(path=f"/{name}"))
@@ -62,8 +68,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     # What tests kill is the service, never the machine: nothing here depends on the disk's own durability.
-    with embedded_server(tmp_path_factory.mktemp("data"), extra_configuration="fsync = off\n") as dsn:
+    with (
+        _in_memory_where_there_is_room(tmp_path_factory) as folder,
+        embedded_server(folder, extra_configuration="fsync = off\nmax_wal_size = 256MB\n") as dsn,
+    ):
         yield dsn
+
+
+@contextmanager
+def _in_memory_where_there_is_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A database of its own for each test is 300 files made and removed: 25 ms in memory, 80 to 400 on a disk."""
+    memory = Path("/dev/shm")  # noqa: S108 - the folder in it is made with a name of its own, and this user alone may enter
+    if memory.is_dir() and shutil.disk_usage(memory).free >= _ROOM:
+        with TemporaryDirectory(dir=memory, prefix="tickets-tests-") as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
