@@ -29,9 +29,12 @@ from benchmarks.measurement import Bench, Benchmark, Result, Round, result
 from benchmarks.queries import QUERIES
 from benchmarks.rebuild import REBUILD
 from benchmarks.replay import REPLAY
+from benchmarks.side_by_side import SIDE_BY_SIDE
 
 RESULTS: Final = Path(__file__).parent / "results"
-BENCHMARKS: Final = {one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, MEANWHILE, QUERIES, CONVERSATION)}
+BENCHMARKS: Final = {
+    one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, MEANWHILE, QUERIES, CONVERSATION, SIDE_BY_SIDE)
+}
 
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -91,7 +94,7 @@ async def _rounds(bench: Bench, benchmark: Benchmark) -> list[Result]:
         rounds.append(one)
         told = ", ".join(f"{key} {_number(value)}" for key, value in one.items())
         _say(f"{benchmark.name} {len(rounds)}/{bench.rounds}, {perf_counter() - started:.0f} s: {told}")
-    return [result(benchmark.name, figure, rounds) for figure in benchmark.figures]
+    return [result(benchmark.name, figure, rounds) for figure in benchmark.figures if figure.key in rounds[0]]
 
 
 def _keep(report: Report) -> None:

@@ -52,7 +52,11 @@ def _texts(luck: Random) -> Callable[[], str]:
     return lambda: " ".join(luck.choices(words, cum_weights=weights, k=luck.randint(12, 30)))
 
 
-async def _fill(dsn: str, count: int) -> None:
+async def fill(dsn: str, *, tickets: int, comments: int = _COMMENTS) -> None:
+    """Put so many tickets into the ledger, each with so many comments, and have their read models.
+
+    Where there are comments at all, one more ticket has thousands.
+    """
     luck = seeded(5)
     text = _texts(luck)
     lead = By(LEADS[0].id, LEADS[0].username, LEADS[0].role)
@@ -76,17 +80,23 @@ async def _fill(dsn: str, count: int) -> None:
             outcome = await ledger.append(appending((first, *said), LEADS[0]))
             assert outcome.verdict == "appended", outcome
 
-        await one(_LONG)
-        long = await ledger.pool.fetchval("select stream_id from ledger.events where version = $1", 1 + _LONG)
-        await Handler(ledger, _nobody).ticket(long)  # keeps the snapshot that it would have by then
-        turns = iter(range(count))
+        if comments:
+            await one(_LONG)
+            await _remembered(ledger)
+        turns = iter(range(tickets))
 
         async def several() -> None:
             for _ in turns:
-                await one(_COMMENTS)
+                await one(comments)
 
         await asyncio.gather(*(several() for _ in range(64)))
     await project(dsn)
+
+
+async def _remembered(ledger: Ledger) -> None:
+    """Keep the snapshot of the long ticket that it would have by then."""
+    long = await ledger.pool.fetchval("select stream_id from ledger.events where version = $1", 1 + _LONG)
+    await Handler(ledger, _nobody).ticket(long)
 
 
 async def _nobody(_person_id: UUID) -> None:
@@ -112,7 +122,8 @@ async def _asked(port: int, requests: list[bytes], connections: int, seconds: fl
     return answered
 
 
-def _searches(bearer: str) -> Iterator[tuple[str, list[bytes]]]:
+def searches(bearer: str) -> Iterator[tuple[str, list[bytes]]]:
+    """Searches of each kind, each of other words."""
     luck, words = seeded(6), _vocabulary()
     for name, (first, last) in _SEARCHED.items():
         yield (
@@ -127,7 +138,7 @@ def _searches(bearer: str) -> Iterator[tuple[str, list[bytes]]]:
 async def _measure(bench: Bench) -> AsyncIterator[Round]:
     tickets = 5_000 if bench.quick else 100_000
     bench.say(f"a ledger with {tickets:,} tickets and {tickets * _COMMENTS + _LONG:,} comments …")
-    dsn = await bench.server.filled(f"{tickets} conversations", partial(_fill, count=tickets))
+    dsn = await bench.server.filled(f"{tickets} conversations", partial(fill, tickets=tickets))
     seconds = 2 if bench.quick else 6
     async with connected(dsn) as connection:
         rows = await connection.fetch("select ticket_id from read_model.tickets order by md5(number) limit 500")
@@ -144,7 +155,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
             began = perf_counter()
             await _asked_once(port, request("POST", f"/api/v1/tickets/{long}/comments", mine, {"body": "One more"}))
             one["long"] = (perf_counter() - began) * 1_000
-            for name, requests in _searches(mine):
+            for name, requests in searches(mine):
                 answered = await _asked(port, requests, 2, seconds, 200)
                 one[name] = percentile(answered.latencies_ms, 50)
                 one[f"{name}-p95"] = percentile(answered.latencies_ms, 95)

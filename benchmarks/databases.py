@@ -51,10 +51,13 @@ class Server(Struct, frozen=True):
         finally:
             await self._drop(dsn)
 
-    async def filled(self, what: str, fill: Callable[[str], Awaitable[None]]) -> str:
-        """The URL of a database that is filled the first time it is asked for, and kept till the end."""
+    async def filled(self, what: str, fill: Callable[[str], Awaitable[None]], *, schema: bool = True) -> str:
+        """The URL of a database that is filled the first time it is asked for, and kept till the end.
+
+        Without `schema` there is nothing in it before.
+        """
         if what not in self.kept:
-            dsn = await self._make()
+            dsn = await self._make(schema=schema)
             self.kept[what] = dsn
             await fill(dsn)
         return self.kept[what]
@@ -69,11 +72,12 @@ class Server(Struct, frozen=True):
         with suppress(asyncpg.InsufficientPrivilegeError):
             await self._execute("checkpoint")
 
-    async def _make(self) -> str:
+    async def _make(self, *, schema: bool = True) -> str:
         name = f"tickets_bench_{uuid4().hex[:12]}"
         await self._execute(f"create database {name}")
         dsn = urlunsplit(urlsplit(self.dsn)._replace(path=f"/{name}"))
-        await apply_schema(dsn)
+        if schema:
+            await apply_schema(dsn)
         return dsn
 
     async def _drop(self, dsn: str) -> None:

@@ -50,7 +50,7 @@ class Bench(Struct, frozen=True, kw_only=True):
 
 
 Round = Mapping[str, float]
-"""A value for each of the figures, by key."""
+"""A value for each of the figures, by key; a quick one leaves some out."""
 
 
 class Benchmark(Struct, frozen=True):

@@ -18,23 +18,30 @@ from benchmarks.lives import ENGINEERS, LEADS, USERS
 from benchmarks.load import Tokens
 from tickets.permissions import Actor
 
-_KEY: Final = "a-key-for-benchmarks-only-which-is-long-enough"
+KEY: Final = "a-key-for-benchmarks-only-which-is-long-enough"
+"""What tokens are signed with."""
 
 
 def token(actor: Actor) -> str:
     """A token that the service takes."""
-    settings = Settings(jwt_secret_key=_KEY)
+    settings = Settings(jwt_secret_key=KEY)
     return make_token(settings, role=actor.role, sub=actor.id, username=actor.username, teams=actor.teams)
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @asynccontextmanager
 async def running_service(dsn: str, folder: Path, *parts: str) -> AsyncIterator[int]:
     """The port of a service on this database that runs these parts, or everything."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    variables |= {"DATABASE_URL": dsn, "DATA_DIR": str(folder), "JWT_SECRET_KEY": _KEY}
+    variables |= {"DATABASE_URL": dsn, "DATA_DIR": str(folder), "JWT_SECRET_KEY": KEY}
     log = folder / f"service-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - it is started once and waited for by its answers

@@ -5,9 +5,11 @@ the ranges that are left. A worker is this module run as a program (tickets/work
 the tables are for (rebuild.py), and facts that come later (runner.py).
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import timedelta
 from hashlib import sha256
 from itertools import groupby
 from operator import attrgetter
@@ -26,10 +28,17 @@ from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
 from tickets.workers import answered, asked
 
-_FACTS_A_RANGE: Final = 4_000
+_FACTS_A_RANGE: Final = 2_000
 _TIMEOUT_S: Final = 30.0
 _NICE: Final = 10
 """How far workers stand back: whoever waits for an answer goes first."""
+
+_PATIENCE: Final = timedelta(milliseconds=100)
+"""How long a fact may wait for the live read models before workers pause for it …"""
+
+_PAUSE_S: Final = 0.05
+_GIVEN_WAY: Final = 20
+"""… so often before each range and no more: nobody may be keeping them up."""
 
 _MADE_BY: Final = sha256(
     b"".join(
@@ -221,7 +230,7 @@ def _facts(answer: _Answer) -> int:
 
 
 async def _ranges_of(connection: Connection) -> list[Range]:
-    """The streams of the ledger in ranges of some ten thousand facts; none cuts a stream in two."""
+    """The streams of the ledger in ranges of some two thousand facts; none cuts a stream in two."""
     rows = await connection.fetch(
         """select (array_agg(stream_id order by stream_id))[1], (array_agg(stream_id order by stream_id desc))[1],
                   sum(facts)::bigint
@@ -238,7 +247,21 @@ async def _work() -> None:
     with asked(Job, Range) as (job, wanted, tell):
         async with connected(job.dsn, timeout=_TIMEOUT_S) as connection:
             for one in wanted:
+                await give_way(connection)
                 tell(await _fill_range(connection, job, one))
+
+
+async def give_way(connection: Connection) -> None:
+    """Let whoever keeps the live read models up catch up first, if what people wrote waits for it; a while at most."""
+    for _ in range(_GIVEN_WAY):
+        waits = await connection.fetchval(
+            f"""select clock_timestamp() - recorded_at > $1 from ledger.events
+                where position = (select min(position) + 1 from {LIVE}.checkpoints)""",
+            _PATIENCE,
+        )
+        if not waits:
+            return
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def _fill_range(connection: Connection, job: Job, wanted: Range) -> _Answer:

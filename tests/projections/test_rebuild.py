@@ -35,7 +35,7 @@ from tests.projections.test_runner import (
     store,
 )
 from tests.tickets.test_ledger import assigned, created
-from tickets.connections import Connection
+from tickets.connections import Connection, connected
 from tickets.ledger import Ledger
 from tickets.workers import WorkerDied
 
@@ -494,6 +494,30 @@ async def test_several_processes_make_the_same(
     assert [step.facts for step in steps if isinstance(step, Progress)][-1] == head
     assert all(step.clean for step in steps if isinstance(step, Compared))
     assert await dump(owner) == rows
+
+
+async def test_its_processes_let_the_runner_catch_up_first_but_wait_for_nobody_for_ever(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    await caught_up(ledger, owner, dsn)
+
+    async def waits() -> bool:
+        age: float = await owner.fetchval(
+            "select extract(epoch from clock_timestamp() - max(recorded_at)) from ledger.events"
+        )
+        return age > beside._PATIENCE.total_seconds()
+
+    await live(ledger, 1)
+    await eventually(waits)
+    async with connected(dsn) as worker:
+        giving_way = asyncio.create_task(beside.give_way(worker))
+        assert await asyncio.wait({giving_way}, timeout=0.2) == (set(), {giving_way}), "the runner is behind"
+        async with running(ledger, dsn):
+            await asyncio.wait_for(giving_way, 10)
+    await live(ledger, 1)
+    await eventually(waits)
+    await asyncio.wait_for(beside.give_way(owner), 10)
+    assert not await level(owner), "it went on although nobody took that in"
 
 
 async def test_its_processes_end_with_it_when_it_is_killed(
