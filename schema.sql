@@ -383,7 +383,7 @@ create table if not exists read_model.counts (
 );
 comment on table read_model.counts is 'How many tickets there are of each kind, as sums; deleted tickets are in none.';
 comment on column read_model.counts.scope is 'Whose tickets: ''everybody''s, or those that the person with this id requested.';
-comment on column read_model.counts.kind is 'status, priority, category, team, assignee; or breach, whose values are days (UTC).';
+comment on column read_model.counts.kind is 'cell, whose values are status/priority/category/environment; team; assignee; or breach, whose values are days (UTC).';
 create index if not exists counts_that_are_none on read_model.counts (n) where n = 0;
 
 create table if not exists read_model.people (

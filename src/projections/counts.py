@@ -1,32 +1,35 @@
 """How many tickets there are of each kind: the numbers on the tabs, behind GET /tickets/counts.
 
-Kept as sums: each fact adds what it changed, for everybody's eyes and for the requester's own. Whether a
-deadline has been missed depends on the moment of asking, so missed ones are summed by the day, and only
-today's are looked at one by one. Deliberately absent: the tickets (tickets.py).
+Kept as sums: each fact adds what it changed, for everybody's eyes and for the requester's own. Status, priority,
+category and environment are summed together, a cell for each four that occur, so that any of them and all of them
+are a sum over cells: the totals of lists as well. Whether a deadline has been missed depends on the moment of
+asking, so missed ones are summed by the day, and only today's are looked at one by one. Deliberately absent: the
+tickets (tickets.py), and numbers as they were (periods.py).
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Final
 from uuid import UUID
 
-from asyncpg import Record
 from msgspec import Struct
 
-from projections.periods import planned, then
 from projections.projection import Projection, Row, Step
-from projections.tickets import Filter, conditions, first_breach
+from projections.tickets import first_breach
 from tickets.connections import Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority
 from tickets.ticket import Ticket
-from tickets.values import Category
+from tickets.values import Category, Environment
 
 _EVERYBODY: Final = "everybody"
 """The scope that has all tickets; each requester's own is by their id."""
 
-_LARGEST: Final = 100
+_NONE: Final = ""
+"""In a cell, where a ticket has no environment."""
+
+LARGEST: Final = 100
 """Of teams and assignees, so many are told, those with most tickets."""
 
 
@@ -35,11 +38,7 @@ def _kinds(ticket: Ticket | None) -> tuple[tuple[str, str, str], ...]:
     if ticket is None or ticket.deleted:
         return ()
     breach = first_breach(ticket)
-    kinds: list[tuple[str, str]] = [
-        ("status", ticket.status),
-        ("priority", ticket.priority),
-        ("category", ticket.category),
-    ]
+    kinds = [("cell", f"{ticket.status}/{ticket.priority}/{ticket.category}/{ticket.environment or _NONE}")]
     if ticket.team is not None:
         kinds.append(("team", ticket.team))
     if ticket.assignee_id is not None:
@@ -68,6 +67,7 @@ COUNTS: Final = Projection(
     sums=True,
     of_stream=None,
     key_columns=3,
+    version=2,
 )
 
 
@@ -87,7 +87,9 @@ class Counts(Struct, frozen=True):
 async def read(pool: Pool, *, visible_to: UUID | None = None) -> Counts:
     """The numbers for everybody's tickets, or for those that one person requested."""
     rows = await pool.fetch(
-        """select k.kind, c.value, c.n, c.of_all
+        """select kind, value, n, n as of_all from read_model.counts where scope = $1 and kind = 'cell'
+           union all
+           select k.kind, c.value, c.n, c.of_all
            from unnest($2::text[]) k(kind), lateral (
              select value, n, (sum(n) over ())::bigint as of_all from read_model.counts
              where scope = $1 and kind = k.kind order by n desc, value limit $3) c
@@ -98,48 +100,62 @@ async def read(pool: Pool, *, visible_to: UUID | None = None) -> Counts:
              + (select count(*) from read_model.tickets
                 where not deleted and breach_at >= date_trunc('day', now(), 'UTC') and breach_at < now()
                   and ($4::uuid is null or requester_id = $4)))::bigint, 0""",
-        _EVERYBODY if visible_to is None else str(visible_to),
-        ["status", "priority", "category", "team", "assignee"],
-        _LARGEST,
+        _scope(visible_to),
+        ["team", "assignee"],
+        LARGEST,
         visible_to,
     )
-    return _counts(rows)
+    return counts_of(tuple(row) for row in rows)
 
 
-async def read_at(pool: Pool, at: datetime, *, visible_to: UUID | None = None) -> Counts:
-    """The numbers as they were at a moment. They are counted then: no sums are kept of the past."""
-    where, arguments = conditions(Filter(visible_to=visible_to), at)
-    each = "status, priority, category, team, assignee_id, breach_at < $1 as late, count(*) as n"
-    found = then(each, where, "group by 1, 2, 3, 4, 5, 6")
-    async with planned(pool) as connection:
-        rows = await connection.fetch(
-            f"""select kind, value, n, of_all from (
-              select kind, value, sum(n)::bigint as n, (sum(sum(n)) over (partition by kind))::bigint as of_all,
-                     row_number() over (partition by kind order by sum(n) desc, value) as place
-              from {found}, lateral (values ('status', status), ('priority', priority), ('category', category),
-                                          ('team', team), ('assignee', assignee_id::text),
-                                          ('breached', case when late then '' end)) v(kind, value)
-              where value is not null group by kind, value) k
-            where place <= {_LARGEST}""",
-            *arguments,
-        )
-    return _counts(rows)
+async def fitting(
+    pool: Pool,
+    status: Sequence[Status],
+    priority: Sequence[Priority],
+    category: Sequence[Category],
+    environment: Sequence[Environment],
+    *,
+    visible_to: UUID | None,
+) -> int:
+    """How many tickets are of one of these of each, where there are any; of what somebody sees."""
+    cells: list[str] | None = None
+    if status or priority or category or environment:
+        environments: Iterable[str] = environment or (*Environment, _NONE)
+        cells = [
+            "/".join(one) for one in product(status or Status, priority or Priority, category or Category, environments)
+        ]
+    n: int = await pool.fetchval(
+        f"""select coalesce(sum(n), 0)::bigint from read_model.counts
+            where scope = $1 and kind = 'cell' and {"$2::text[] is null" if cells is None else "value = any($2)"}""",
+        _scope(visible_to),
+        cells,
+    )
+    return n
 
 
-def _counts(rows: Sequence[Record]) -> Counts:
-    found: dict[str, dict[str, int]] = {}
-    of_all: dict[str, int] = {}
-    for kind, value, n, sum_ in rows:
-        found.setdefault(kind, {})[value] = n
-        of_all[kind] = sum_
-    total = of_all.get("status", 0)
+def _scope(visible_to: UUID | None) -> str:
+    return _EVERYBODY if visible_to is None else str(visible_to)
+
+
+def counts_of(rows: Iterable[tuple[str, str, int, int]]) -> Counts:
+    """The numbers from rows of a kind, a value, how many there are of it, and how many of the kind in all."""
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in ("status", "priority", "category")}
+    assigned = 0
+    for kind, value, n, of_all in rows:
+        if kind == "cell":
+            for part, name in zip(value.split("/"), ("status", "priority", "category", "environment"), strict=True):
+                found.setdefault(name, Counter())[part] += n
+        else:
+            found.setdefault(kind, Counter())[value] += n
+            assigned = of_all if kind == "assignee" else assigned
+    total = found["status"].total()
     return Counts(
         total=total,
-        status={one: found.get("status", {}).get(one, 0) for one in Status},
-        priority={one: found.get("priority", {}).get(one, 0) for one in Priority},
-        category={one: found.get("category", {}).get(one, 0) for one in Category},
-        team=found.get("team", {}),
+        status={one: found["status"][one] for one in Status},
+        priority={one: found["priority"][one] for one in Priority},
+        category={one: found["category"][one] for one in Category},
+        team=dict(found.get("team", {})),
         assignee={UUID(one): n for one, n in found.get("assignee", {}).items()},
-        unassigned=total - of_all.get("assignee", 0),
-        breached=found.get("breached", {}).get("", 0),
+        unassigned=total - assigned,
+        breached=found.get("breached", Counter())[""],
     )

@@ -16,25 +16,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 from asyncpg import Record
 from asyncpg.pool import PoolConnectionProxy
 
+from projections.counts import LARGEST, Counts, counts_of
 from projections.cursors import cursor_after
+from projections.lists import COLUMN, TOTALS_EXACT_UPTO, Filter, Page, Sort, after_cursor, conditions
 from projections.past import tickets_at
 from projections.projection import Projection, Row, Step
-from projections.tickets import (
-    COLUMN,
-    RANK,
-    TOTALS_EXACT_UPTO,
-    Filter,
-    Page,
-    Sort,
-    after_cursor,
-    conditions,
-    document,
-    first_breach,
-)
+from projections.tickets import RANK, document, first_breach
 from tickets.connections import Pool
 from tickets.ledger import Ledger
 
@@ -125,7 +117,7 @@ async def search(
     page_size: int = 20,
     cursor: str | None = None,
 ) -> Page:
-    """A page of the tickets that fitted at a moment, as they then were; otherwise as tickets.search.
+    """A page of the tickets that fitted at a moment, as they then were; otherwise as lists.search.
 
     There is nothing to search for in the past: `wanted.q` is not looked at. Raises BadCursor.
     """
@@ -158,3 +150,23 @@ async def search(
         total_is_exact=total <= TOTALS_EXACT_UPTO,
         next_cursor=cursor_after((sort, descending, rows[-1][1], rows[-1][0])) if more else None,
     )
+
+
+async def count(pool: Pool, at: datetime, *, visible_to: UUID | None = None) -> Counts:
+    """The numbers as they were at a moment. They are counted then: no sums are kept of the past."""
+    where, arguments = conditions(Filter(visible_to=visible_to), at)
+    each = "status, priority, category, team, assignee_id, breach_at < $1 as late, count(*) as n"
+    found = then(each, where, "group by 1, 2, 3, 4, 5, 6")
+    async with planned(pool) as connection:
+        rows = await connection.fetch(
+            f"""select kind, value, n, of_all from (
+              select kind, value, sum(n)::bigint as n, (sum(sum(n)) over (partition by kind))::bigint as of_all,
+                     row_number() over (partition by kind order by sum(n) desc, value) as place
+              from {found}, lateral (values ('status', status), ('priority', priority), ('category', category),
+                                          ('team', team), ('assignee', assignee_id::text),
+                                          ('breached', case when late then '' end)) v(kind, value)
+              where value is not null group by kind, value) k
+            where place <= {LARGEST}""",
+            *arguments,
+        )
+    return counts_of(tuple(row) for row in rows)

@@ -15,9 +15,10 @@ from uuid import UUID
 from msgspec import Struct
 
 from projections.history import Entry, entry
+from projections.lists import Filter, ids_of
 from projections.projection import Step
 from projections.runner import INDIGESTIBLE, step_of
-from projections.tickets import Filter, TicketView, ids_of, view
+from projections.tickets import TicketView, view
 from tickets.connections import Connection
 from tickets.ledger import Ledger, Stored, read_these, streams
 from tickets.ticket import Ticket

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +15,7 @@ from tickets.connections import Connection
 from tickets.lifecycle import Status
 from tickets.permissions import Role
 from tickets.sla import Priority
-from tickets.values import Category
+from tickets.values import Category, Environment
 
 TICKETS = "/api/v1/tickets"
 COUNTS = f"{TICKETS}/counts"
@@ -44,6 +45,7 @@ def lived(desk: Service, tickets: int) -> None:
                     "priority": chance.choice(list(Priority)),
                     "category": chance.choice(list(Category)),
                     "requester_id": str(REQUESTERS[number % len(REQUESTERS)]),
+                    "environment": chance.choice([*Environment, None]),
                 },
             ).json()
             url = f"{TICKETS}/{made['id']}"
@@ -103,8 +105,29 @@ async def test_they_are_read_not_counted(desk: Service, owner: Connection) -> No
     lived(desk, 8)
     with desk.client() as client:
         seen = client.get(COUNTS).json()["total"]
-        await owner.execute("update read_model.counts set n = n + 1000 where kind = 'status' and value = 'NEW'")
-        assert client.get(COUNTS).json()["total"] == seen + 1000 * (seen > 0)
+        await owner.execute("insert into read_model.counts values ('everybody', 'cell', 'CLOSED/P4/PROBLEM/', 20000)")
+        assert client.get(COUNTS).json()["total"] == seen + 20_000
+        closed = client.get(TICKETS, params={"status": "CLOSED", "priority": ["P3", "P4"]}).json()
+        assert (closed["total"], closed["total_is_exact"]) == (20_000, True), "the total of a list as well"
+
+
+def test_the_total_of_a_list_is_as_many_as_it_has_whatever_it_asks_for(desk: Service) -> None:
+    lived(desk, 60)
+    asked: dict[str, list[Any]] = {
+        "status": [[], ["NEW"], ["OPEN", "IN_PROGRESS", "CLOSED"]],
+        "priority": [[], ["P2"], ["P1", "P4"]],
+        "category": [[], ["INCIDENT"], ["PROBLEM", "QUESTION"]],
+        "environment": [[], ["PRODUCTION"], ["STAGING", "TESTING"]],
+    }
+    totals = []
+    for who in (STAFF, REQUESTERS[0]):
+        with desk.client(Role.ADMIN if who == STAFF else Role.END_USER, who) as client:
+            for one in product(*asked.values()):
+                wanted = dict(zip(asked, one, strict=True))
+                found = client.get(TICKETS, params={**wanted, "page_size": 100}).json()
+                assert (found["total"], found["total_is_exact"]) == (len(found["items"]), True), wanted
+                totals.append(found["total"])
+    assert len(set(totals)) > 10
 
 
 async def test_what_was_missed_on_earlier_days_is_summed_and_today_is_looked_at(

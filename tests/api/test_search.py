@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from projections import texts
-from projections.tickets import Filter, Sort, search
+from projections.lists import Filter, Sort, search
 from tests.conftest import NEW_TICKET, Service, eventually
 from tests.projections.test_runner import level, running
 from tests.tickets.test_ledger import created
@@ -264,14 +264,14 @@ async def test_a_common_word_is_ranked_among_the_newest_and_said_to_have_more(
         await eventually(lambda: level(owner))
     rare = await search(ledger.pool, Filter(q="flurb"), sort=Sort.RELEVANCE)
     assert (len(rare.docs), rare.total, rare.total_is_exact) == (12, 12, True)
-    monkeypatch.setattr("projections.tickets.FEW", 0)
+    monkeypatch.setattr("projections.lists.FEW", 0)
     monkeypatch.setattr(texts, "_ASKED", 0)
     assert texts.is_common(await texts.expected(ledger.pool, "flurb"), fitting=12, tickets=12)
     for sort in (Sort.RELEVANCE, Sort.CREATED_AT):
         common = await search(ledger.pool, Filter(q="flurb"), sort=sort)
         assert sorted(common.docs) == sorted(rare.docs)
         assert (common.total, common.total_is_exact) == (12, True)
-    monkeypatch.setattr("projections.tickets.LOOKED_AT", 10)
+    monkeypatch.setattr("projections.lists.LOOKED_AT", 10)
     for sort in (Sort.RELEVANCE, Sort.CREATED_AT):
         some = await search(ledger.pool, Filter(q="flurb"), sort=sort, page_size=5)
         assert (len(some.docs), some.total, some.total_is_exact) == (5, 10, False)

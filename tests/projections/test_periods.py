@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from projections import counts, periods, tickets
+from projections import counts, lists, periods
+from projections.lists import Filter, Sort
 from projections.periods import PERIODS
 from projections.projection import Envelope, Step, decode_metadata
 from projections.runner import PROJECTIONS, catch_up_alone, rows_of_stream
-from projections.tickets import RANK, Filter, Sort, document, first_breach
+from projections.tickets import RANK, TICKETS, document, first_breach
 from tests.projections.test_runner import store
 from tests.tickets.given_when_then import ALICE, BOB, DEV, LEAD, MOMENT
 from tests.tickets.test_properties import POLICY, Life, lives, thoroughly
@@ -272,7 +273,7 @@ async def test_the_numbers_on_the_tabs_were_what_counting_finds(ledger: Ledger, 
     for at in moments:
         for whose in (None, ALICE.id, UUID(int=999)):
             there = [one for one in at_the_time(lived, at) if whose in (None, one.requester_id)]
-            found = await counts.read_at(ledger.pool, at, visible_to=whose)
+            found = await periods.count(ledger.pool, at, visible_to=whose)
             assert found.total == len(there)
             assert found.status == {one: sum(t.status is one for t in there) for one in Status}
             assert found.priority == {one: sum(t.priority is one for t in there) for one in Priority}
@@ -288,12 +289,12 @@ async def test_the_numbers_on_the_tabs_were_what_counting_finds(ledger: Ledger, 
 async def test_now_is_the_newest_of_the_past(ledger: Ledger, desk: Desk) -> None:
     del desk
     at = datetime.now(UTC)
-    assert await counts.read_at(ledger.pool, at) == await counts.read(ledger.pool)
+    assert await periods.count(ledger.pool, at) == await counts.read(ledger.pool)
     for wanted in (Filter(), Filter(status=(Status.CLOSED,)), Filter(breached=True), Filter(team="Mail")):
         for sort in SORTS:
             then_, now = (
                 await periods.search(ledger, wanted, at, sort=sort),
-                await tickets.search(ledger.pool, wanted, sort=sort),
+                await lists.search(ledger.pool, wanted, sort=sort),
             )
             assert then_ == now
 
@@ -316,6 +317,6 @@ async def test_a_stream_whose_fact_cannot_be_digested_stays_as_it_was_before_it(
 
 def test_a_period_has_a_column_for_all_that_a_list_filters_or_sorts_by() -> None:
     """What tickets has columns for, but for what is only shown or only now."""
-    assert set(PERIODS.columns) - {"valid_to"} == set(tickets.TICKETS.columns) - {
+    assert set(PERIODS.columns) - {"valid_to"} == set(TICKETS.columns) - {
         *("number", "position", "doc", "deleted", "internal_comments", "response_breach_at", "resolution_breach_at")
     }

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from projections import attachments, beside, history, people, tickets
+from projections import attachments, beside, history, lists, people, tickets
 from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
 from projections.runner import PROJECTIONS
 from projections.status import read_status
@@ -250,7 +250,8 @@ DRIFTS: dict[str, tuple[str, str, int, int]] = {
         0,
     ),
     "a count that is off": (
-        "update read_model.counts set n = n + 1 where $1 <> '' and scope = 'everybody' and value = 'INCIDENT'",
+        """update read_model.counts set n = n + 1 where $1 <> '' and (scope, kind, value) = (
+             select scope, kind, value from read_model.counts where kind = 'cell' order by value limit 1)""",
         "counts",
         1,
         1,
@@ -339,7 +340,7 @@ async def test_read_models_that_are_not_level_are_left_for_later(ledger: Ledger,
 COLUMNS = {
     ("attachments", 1): "c00980ae",
     ("comments", 1): "e0e6ae2a",
-    ("counts", 1): "de1d8fbf",
+    ("counts", 2): "de1d8fbf",
     ("history", 1): "abc8f7ac",
     ("people", 1): "01d90ce9",
     ("periods", 1): "41b76943",
@@ -406,7 +407,7 @@ async def test_reads_and_writes_go_on_while_everything_is_rebuilt(ledger: Ledger
         while not rebuilt.is_set():
             found = await tickets.find(ledger.pool, first[3], internal=True)
             assert found is not None
-            assert len((await tickets.search(ledger.pool, tickets.Filter())).docs) >= len(first)
+            assert len((await lists.search(ledger.pool, lists.Filter())).docs) >= len(first)
             assert (await history.read(ledger.pool, first[3], internal=True)).total == entries
             assert await people.find(ledger.pool, ADA.id) is None  # was never seen, only acted
             reads += 1

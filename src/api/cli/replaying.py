@@ -16,7 +16,8 @@ import msgspec
 from api.cli.terminal import TIME, open_database, output, progress, run, say, settings_or_fail
 from projections import replay as lives
 from projections import telling
-from projections.tickets import Filter, TicketView
+from projections.lists import Filter
+from projections.tickets import TicketView
 from tickets.connections import connected
 from tickets.ledger import Ledger
 from tickets.lifecycle import Status

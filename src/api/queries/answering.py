@@ -15,6 +15,7 @@ from api.problems import InvalidRequest
 from api.requests import Answer, ApiRequest, before_query, installation
 from projections import past, tickets
 from projections.cursors import Stretch
+from projections.lists import TOTALS_EXACT_UPTO
 from projections.projection import Step
 from tickets.commands import may
 from tickets.errors import NotFound
@@ -111,8 +112,8 @@ def growing(request: ApiRequest, documents: list[bytes], wanted: PageQuery, read
     about = {
         "page": None if wanted.cursor is not None else 1,
         "page_size": wanted.page_size,
-        "total": min(read.total, tickets.TOTALS_EXACT_UPTO),
-        "total_is_exact": read.total <= tickets.TOTALS_EXACT_UPTO,
+        "total": min(read.total, TOTALS_EXACT_UPTO),
+        "total_is_exact": read.total <= TOTALS_EXACT_UPTO,
         "next_cursor": None if read.next_after is None else str(read.next_after),
         **({"stale": True} if read.stale else {}),
     }

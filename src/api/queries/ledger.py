@@ -16,7 +16,7 @@ from api.openapi import answers
 from api.problems import InvalidRequest, Problem
 from api.queries.answering import QUERY, Listed, NoQuery, Number, PageQuery, document, encode, page, visible_ticket
 from api.requests import Answer, ApiRequest, Installation, installation, query
-from projections.tickets import TOTALS_EXACT_UPTO
+from projections.lists import TOTALS_EXACT_UPTO
 from tickets import proofs
 from tickets.checkpoints import Checkpoint
 from tickets.errors import Forbidden, NotFound

@@ -32,10 +32,11 @@ from api.queries.answering import (
     visible_ticket,
 )
 from api.requests import Answer, ApiRequest, installation, not_modified, query
-from projections import counts, history, past, periods, tickets
+from projections import counts, history, lists, past, periods, tickets
 from projections.counts import Counts
 from projections.history import Action, Entry
-from projections.tickets import Filter, Sort, TicketView
+from projections.lists import Filter, Sort
+from projections.tickets import TicketView
 from tickets.commands import steps
 from tickets.errors import NotFound
 from tickets.lifecycle import Status
@@ -203,7 +204,7 @@ async def list_tickets(request: ApiRequest) -> Answer:
         breached=wanted.breached,
         visible_to=None if actor.is_staff else actor.id,
     )
-    search = partial(tickets.search, served.ledger.pool, fitting)
+    search = partial(lists.search, served.ledger.pool, fitting)
     if at is not None:
         search = partial(periods.search, served.ledger, fitting, at)
     found = await search(
@@ -235,7 +236,7 @@ async def count_tickets(request: ApiRequest) -> Answer:
     served, actor = installation(request), request.user
     position, pool = served.freshness.projected, served.ledger.pool
     whose = None if actor.is_staff else actor.id
-    found = await (counts.read(pool, visible_to=whose) if at is None else counts.read_at(pool, at, visible_to=whose))
+    found = await (counts.read(pool, visible_to=whose) if at is None else periods.count(pool, at, visible_to=whose))
     return document(encode(found), position, {})
 
 
