@@ -290,7 +290,7 @@ async def test_a_check_finds_drift_and_a_rebuild_mends_it(ledger: Ledger, owner:
             found = {one.projection: (one.missing, one.unexpected, one.clean) for one in told}
             assert found == {name: (gone, unexpected, False)}, what
             (drift,) = told
-            assert (drift.made_by, drift.expected) == (1, False)
+            assert (drift.made_by, drift.expected) == (PROJECTIONS[name].version, False)
             assert len(drift.differences) == max(gone, unexpected)
             kinds = {(1, 0): "missing", (0, 1): "unexpected", (1, 1): "different"}
             assert {one.what for one in drift.differences} == {kinds[min(gone, 1), unexpected]}, what
