@@ -17,15 +17,16 @@ from time import perf_counter
 from typing import Final
 from uuid import UUID, uuid4
 
-from benchmarks.lives import LEADS, START, USERS, appending, asked_for, created, seeded
+from benchmarks.lives import LEADS, START, USERS, appending, asked_for, begun, created, seeded
 from benchmarks.load import Answered, Load, elsewhere, repeat_requests, request
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target, percentile
 from benchmarks.rebuild import project
 from benchmarks.serving import everybody, running_service, token
 from tickets.connections import connected
-from tickets.events import By, CommentAdded
+from tickets.events import By, CommentAdded, TicketEvent
 from tickets.handler import Handler
 from tickets.ledger import Ledger
+from tickets.ticket import fold
 
 _WORDS: Final = 20_000
 _COMMENTS: Final = 5
@@ -52,17 +53,17 @@ def _texts(luck: Random) -> Callable[[], str]:
     return lambda: " ".join(luck.choices(words, cum_weights=weights, k=luck.randint(12, 30)))
 
 
-async def fill(dsn: str, *, tickets: int, comments: int = _COMMENTS) -> None:
+async def fill(dsn: str, *, tickets: int, comments: int = _COMMENTS, assigned: bool = False) -> None:
     """Put so many tickets into the ledger, each with so many comments, and have their read models.
 
-    Where there are comments at all, one more ticket has thousands.
+    Where there are comments at all, one more ticket has thousands. With `assigned`, every second one is open.
     """
     luck = seeded(5)
     text = _texts(luck)
     lead = By(LEADS[0].id, LEADS[0].username, LEADS[0].role)
     async with Ledger.open(dsn) as ledger:
 
-        async def one(comments: int) -> None:
+        async def one(comments: int, *, assigned: bool = False) -> None:
             asked = asked_for(luck)
             first = created(asked, luck.choice(USERS), START + timedelta(seconds=luck.randint(0, 30 * 86_400)))
             said = [
@@ -77,7 +78,10 @@ async def fill(dsn: str, *, tickets: int, comments: int = _COMMENTS) -> None:
                 )
                 for number in range(comments)
             ]
-            outcome = await ledger.append(appending((first, *said), LEADS[0]))
+            facts: tuple[TicketEvent, ...] = (first, *said)
+            if assigned:
+                facts += begun(fold(facts), first.timestamp)
+            outcome = await ledger.append(appending(facts, LEADS[0]))
             assert outcome.verdict == "appended", outcome
 
         if comments:
@@ -86,8 +90,8 @@ async def fill(dsn: str, *, tickets: int, comments: int = _COMMENTS) -> None:
         turns = iter(range(tickets))
 
         async def several() -> None:
-            for _ in turns:
-                await one(comments)
+            for turn in turns:
+                await one(comments, assigned=assigned and turn % 2 == 1)
 
         await asyncio.gather(*(several() for _ in range(64)))
     await project(dsn)

@@ -119,6 +119,12 @@ def life(luck: Random, at: datetime) -> Iterator[Append]:
             ticket = fold(facts, ticket)
 
 
+def begun(ticket: Ticket | None, at: datetime) -> tuple[TicketEvent, ...]:
+    """What assigning a new ticket adds: it is open then."""
+    given = Assign(assignee_id=ENGINEERS[0].id, team="Web Platform", reason="You know that one best.")
+    return _decided(ticket, given, LEADS[0], at, ENGINEERS[0])
+
+
 def _what_happens(luck: Random, user: Actor, engineer: Actor, lead: Actor) -> Iterator[tuple[Actor, _Change]]:
     yield lead, Assign(assignee_id=engineer.id, team="Web Platform", reason="You know that one best.")
     if luck.random() < 0.15:

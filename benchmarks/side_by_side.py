@@ -57,6 +57,8 @@ _TARGETS: Final = {
     "search": Target(">=", 5),
 }
 _READ_OF_FIVE: Final = 4
+_WRITING_RUNS: Final = 25
+"""At each size, at most: so many lots of tickets that nobody wrote to."""
 
 
 class _Side(Struct, frozen=True):
@@ -115,10 +117,10 @@ def _ratios(one: Mapping[str, float]) -> dict[str, float]:
 
 
 class _Tickets:
-    """The tickets that both have, and which of them have been written to: each writing run has its own."""
+    """The open tickets that both have, and which of them have been written to: each writing run has its own."""
 
     def __init__(self, ids: Sequence[str]) -> None:
-        self._a_run = max(100, min(1_000, len(ids) // 30))
+        self._a_run = min(1_000, len(ids) // _WRITING_RUNS)
         self._ids = ids
         self._untouched = iter(ids)
 
@@ -135,7 +137,9 @@ class _Tickets:
 
 async def _tickets(dsn: str) -> _Tickets:
     async with connected(dsn) as connection:
-        rows = await connection.fetch("select ticket_id::text from read_model.tickets order by md5(number)")
+        rows = await connection.fetch(
+            "select ticket_id::text from read_model.tickets where status = 'OPEN' order by md5(number)"
+        )
     return _Tickets([row[0] for row in rows])
 
 
@@ -173,7 +177,7 @@ def _creations() -> list[bytes]:
 
 def _lists(lead: str) -> list[bytes]:
     return [
-        request("GET", f"/api/v1/tickets?status=NEW&priority={priority}&category={category}", lead)
+        request("GET", f"/api/v1/tickets?status=OPEN&priority={priority}&category={category}", lead)
         for priority in ("P1", "P2", "P3", "P4")
         for category in ("INCIDENT", "PROBLEM", "QUESTION")
     ]
@@ -201,7 +205,9 @@ def _changes(tickets: Sequence[str], lead: str) -> list[bytes]:
 
 async def _both_filled(bench: Bench, size: int, comments: int) -> tuple[str, str]:
     bench.say(f"{size:,} tickets, {comments} comments each …")
-    ours = await bench.server.filled(f"{size} conversations", partial(fill, tickets=size, comments=comments))
+    ours = await bench.server.filled(
+        f"{size} conversations", partial(fill, tickets=size, comments=comments, assigned=True)
+    )
     return ours, await bench.server.filled(
         f"{size} conversations of the peer", partial(_fill_peer, ours=ours), schema=False
     )
