@@ -22,6 +22,7 @@ from api import logs
 from benchmarks.append import APPEND
 from benchmarks.conversation import CONVERSATION
 from benchmarks.databases import Server, running_server
+from benchmarks.footprint import FOOTPRINT
 from benchmarks.live import LIVE
 from benchmarks.machine import Machine, describe
 from benchmarks.meanwhile import MEANWHILE
@@ -33,7 +34,7 @@ from benchmarks.side_by_side import SIDE_BY_SIDE
 
 RESULTS: Final = Path(__file__).parent / "results"
 BENCHMARKS: Final = {
-    one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, MEANWHILE, QUERIES, CONVERSATION, SIDE_BY_SIDE)
+    one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, MEANWHILE, QUERIES, CONVERSATION, SIDE_BY_SIDE, FOOTPRINT)
 }
 
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,16 +1,18 @@
-"""`tickets serve` as a process of its own, as it comes: with a log line for every request."""
+"""`tickets serve` as a process of its own, as it comes, with a log line for every request; and the peer."""
 
 import asyncio
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Final
 
 import httpx
+from msgspec import Struct
 
 from api.auth import make_token
 from api.settings import Settings
@@ -20,6 +22,8 @@ from tickets.permissions import Actor
 
 KEY: Final = "a-key-for-benchmarks-only-which-is-long-enough"
 """What tokens are signed with."""
+
+_ROOT: Final = Path(__file__).parent.parent
 
 
 def token(actor: Actor) -> str:
@@ -36,26 +40,61 @@ def free_port() -> int:
         return port
 
 
+class Served(Struct, frozen=True):
+    """A process that answers on a port of this machine."""
+
+    port: int
+    pid: int
+    started_s: float
+    """How long it took until it did."""
+
+
 @asynccontextmanager
-async def running_service(dsn: str, folder: Path, *parts: str) -> AsyncIterator[int]:
-    """The port of a service on this database that runs these parts, or everything."""
-    port = free_port()
-    variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    variables |= {"DATABASE_URL": dsn, "DATA_DIR": str(folder), "JWT_SECRET_KEY": KEY}
-    log = folder / f"service-{port}.log"
+async def running(program: Sequence[str], port: int, folder: Path, **variables: str) -> AsyncIterator[Served]:
+    """A Python program that serves, from when its /health is good."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    log = folder / f"served-{port}.log"
+    began = perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - it is started once and waited for by its answers
-            [sys.executable, "-m", "api.cli", "serve", "--port", str(port), *(f"--only={part}" for part in parts)],
-            env=variables,
+            [sys.executable, "-m", *program, "--port", str(port)],
+            env=inherited | variables | {"JWT_SECRET_KEY": KEY},
             stdout=output,
             stderr=output,
+            cwd=_ROOT,
         )
     try:
         await _until_it_answers(process, port, log)
-        yield port
+        yield Served(port, process.pid, perf_counter() - began)
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait, 30)
+
+
+def service(folder: Path, dsn: str = "", *parts: str) -> "AbstractAsyncContextManager[Served]":
+    """`tickets serve` with these parts, or everything; without `dsn` with a database of its own in that folder."""
+    program = ("api.cli", "serve", *(f"--only={part}" for part in parts))
+    variables = {"DATABASE_URL": dsn} if dsn else {}
+    return running(program, free_port(), folder, DATA_DIR=str(folder), **variables)
+
+
+@asynccontextmanager
+async def running_service(dsn: str, folder: Path, *parts: str) -> AsyncIterator[int]:
+    """The port of a service on this database that runs these parts, or everything."""
+    async with service(folder, dsn, *parts) as served:
+        yield served.port
+
+
+def peer(folder: Path, dsn: str) -> "AbstractAsyncContextManager[Served]":
+    """The peer on this database: one process, the quick event loop and parser, no log of requests."""
+    quick = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
+    program = ("uvicorn", "benchmarks.peer.app:app", *quick)
+    return running(program, free_port(), folder, DATABASE_URL=for_sqlalchemy(dsn))
+
+
+def for_sqlalchemy(dsn: str) -> str:
+    """The URL as SQLAlchemy wants it."""
+    return dsn.replace("postgresql://", "postgresql+asyncpg://", 1)
 
 
 async def everybody(port: int) -> Tokens:

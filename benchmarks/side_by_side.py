@@ -6,18 +6,11 @@ before. At each size: create; assign, change of status and comment in turn; one 
 sorted; the history; search; a mix with four of five reading; on 1 to 256 connections. Every answer must be good.
 """
 
-import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import chain, cycle, islice
-from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import msgspec
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -27,7 +20,7 @@ from benchmarks.lives import ENGINEERS, LEADS, USERS, asked_for, seeded
 from benchmarks.load import request
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target
 from benchmarks.peer.models import Base
-from benchmarks.serving import KEY, everybody, free_port, running_service, token
+from benchmarks.serving import everybody, for_sqlalchemy, peer, running_service, token
 from benchmarks.wrk import is_there, wrk
 from tickets.connections import connected
 
@@ -80,12 +73,12 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
     for turn in range(bench.rounds):
         one: dict[str, float] = {}
         for size, comments in _sizes(bench).items():
-            ours, theirs = await _both_filled(bench, size, comments)
+            ours, theirs = await both_filled(bench, size, comments)
             tickets[size] = tickets.get(size) or await _tickets(ours)
             await bench.server.settle()
-            async with running_service(ours, bench.folder) as port, running_peer(theirs, bench.folder) as peer:
+            async with running_service(ours, bench.folder) as port, peer(bench.folder, theirs) as other:
                 await everybody(port)
-                sides = (_Side("ours", port), _Side("peer", peer))
+                sides = (_Side("ours", port), _Side("peer", other.port))
                 for work in _WORK if comments else _WORK[:-2]:
                     for count in connections:
                         requests = _requests(work, tickets[size])
@@ -203,7 +196,8 @@ def _changes(tickets: Sequence[str], lead: str) -> list[bytes]:
     ]
 
 
-async def _both_filled(bench: Bench, size: int, comments: int) -> tuple[str, str]:
+async def both_filled(bench: Bench, size: int, comments: int) -> tuple[str, str]:
+    """The URLs of two databases with the same tickets, this service's and the peer's."""
     bench.say(f"{size:,} tickets, {comments} comments each …")
     ours = await bench.server.filled(
         f"{size} conversations", partial(fill, tickets=size, comments=comments, assigned=True)
@@ -213,40 +207,9 @@ async def _both_filled(bench: Bench, size: int, comments: int) -> tuple[str, str
     )
 
 
-@asynccontextmanager
-async def running_peer(dsn: str, folder: Path) -> AsyncIterator[int]:
-    """The port of the peer on this database: one process, the quick event loop and parser, no log of requests."""
-    port = free_port()
-    log = folder / f"peer-{port}.log"
-    variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    program = (sys.executable, "-m", "uvicorn", "benchmarks.peer.app:app", "--port", str(port))
-    quick = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: ASYNC220 - it is started once and waited for by its answers
-            (*program, *quick),
-            env={**variables, "DATABASE_URL": _for_sqlalchemy(dsn), "JWT_SECRET_KEY": KEY},
-            stdout=output,
-            stderr=output,
-            cwd=Path(__file__).parent.parent,
-        )
-    try:
-        async with httpx.AsyncClient(timeout=1) as client:
-            for _ in range(400):
-                assert process.poll() is None, await asyncio.to_thread(log.read_text, errors="replace")
-                try:
-                    if (await client.get(f"http://127.0.0.1:{port}/health")).is_success:
-                        break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait, 30)
-
-
 async def _fill_peer(dsn: str, *, ours: str) -> None:
     """Give the peer what this service has, each row made out of what the API shows."""
-    engine = create_async_engine(_for_sqlalchemy(dsn))
+    engine = create_async_engine(for_sqlalchemy(dsn))
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     await engine.dispose()
@@ -262,10 +225,6 @@ async def _fill_peer(dsn: str, *, ours: str) -> None:
                 await target.copy_records_to_table(table, columns=columns, records=rows, timeout=600)
         await target.execute("select setval('ticket_numbers', 10000000)")
         await target.execute("vacuum analyze", timeout=600)
-
-
-def _for_sqlalchemy(dsn: str) -> str:
-    return dsn.replace("postgresql://", "postgresql+asyncpg://", 1)
 
 
 _CHUNK: Final = 5_000
