@@ -20,6 +20,7 @@ from rich.table import Table
 
 from api import logs
 from benchmarks.append import APPEND
+from benchmarks.chart import chart
 from benchmarks.conversation import CONVERSATION
 from benchmarks.databases import Server, running_server
 from benchmarks.footprint import FOOTPRINT
@@ -102,6 +103,9 @@ def _keep(report: Report) -> None:
     document = msgspec.json.format(msgspec.json.encode(report), indent=2)
     for name in (f"{report.machine.at:%Y-%m-%dT%H-%M-%SZ}.json", "latest.json"):
         (RESULTS / name).write_bytes(document)
+    picture = chart(report.results, "10000x64" if report.quick else "100000x64")
+    if picture is not None:
+        (RESULTS / "side-by-side.svg").write_text(picture)
 
 
 def _show(report: Report) -> None:
