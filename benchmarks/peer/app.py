@@ -231,9 +231,28 @@ async def list_tickets(
     found = select(Ticket).where(*wanted)
     total = await db.scalar(select(func.count()).select_from(Ticket).where(*wanted)) or 0
     rows = await db.scalars(found.order_by(*order).limit(page_size).offset((page - 1) * page_size))
-    return TicketPage(
-        items=[TicketOut.model_validate(row) for row in rows], page=page, page_size=page_size, total=total
+    items = [TicketOut.model_validate(row) for row in rows]
+    if q:
+        await highlight(db, items, q, internal=me.role != "END_USER")
+    return TicketPage(items=items, page=page, page_size=page_size, total=total)
+
+
+async def highlight(db: AsyncSession, items: list[TicketOut], q: str, *, internal: bool) -> None:
+    """Show what was found of each: of the ticket itself or, where it is a comment that was found, of one."""
+    asked = func.websearch_to_tsquery("english", q)
+    ids = [one.id for one in items]
+    own = select(Ticket.id, func.ts_headline("english", Ticket.description, asked)).where(
+        Ticket.id.in_(ids), Ticket.words.op("@@")(asked)
     )
+    said = select(Comment.ticket_id, func.ts_headline("english", Comment.body, asked)).where(
+        Comment.ticket_id.in_(ids), Comment.words.op("@@")(asked)
+    )
+    if not internal:
+        said = said.where(Comment.internal.is_(False))
+    found: dict[UUID, str] = dict((await db.execute(said.distinct(Comment.ticket_id))).tuples().all())
+    found |= dict((await db.execute(own)).tuples().all())
+    for one in items:
+        one.highlights = found.get(one.id)
 
 
 @app.get("/api/v1/tickets/{ticket_id}/history")

@@ -99,6 +99,7 @@ class TicketOut(Shown):
     comment_count: int
     created_at: datetime
     updated_at: datetime
+    highlights: str | None = None
 
 
 class TicketPage(BaseModel):
