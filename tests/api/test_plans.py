@@ -1,0 +1,61 @@
+"""What the service asks of its database goes by an index, whatever it is: nothing is read from end to end that grows.
+
+The planner is told to avoid sequential scans, so that small tables are asked as large ones would be; PostgreSQL's own
+statistics then count those that it could not avoid. Deliberately absent: what the answers are.
+"""
+
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from projections.lists import Sort
+from tests.api.test_no_leak import FOR_STAFF, OF_A_TICKET, OF_THE_SERVICE, TICKETS, Desk
+from tests.conftest import start_service
+from tickets.connections import Connection
+from tickets.permissions import Role
+
+BOUNDED: Final = {
+    "ledger.head": "one row",
+    "ledger.schema_applied": "one row",
+    "read_model.checkpoints": "a row for each projection",
+    "read_model.parked": "what could not be digested: read whole by those who tell of it",
+}
+"""Tables that do not grow with the ledger, and why."""
+
+FILTERS: Final = (
+    *("status=NEW", "status=NEW&status=OPEN", "priority=P1", "category=INCIDENT", "environment=PRODUCTION"),
+    *("assignee_id=me", "assignee_id=none", "team=Network", "affected_service=web-app-01", "tag=web"),
+    *("requester_id=00000000-0000-0000-0000-000000000001", "created_from=2026-01-01T00:00:00Z"),
+    *("created_to=2030-01-01T00:00:00Z", "updated_from=2026-01-01T00:00:00Z", "updated_to=2030-01-01T00:00:00Z"),
+    *("breached=true", "breached=false", "q=server", "q=server&status=NEW&priority=P1", "q=nothing-like-it"),
+)
+
+
+async def test_no_query_reads_a_table_that_grows_from_end_to_end(dsn: str, owner: Connection, tmp_path: Path) -> None:
+    database = await owner.fetchval("select current_database()")
+    await owner.execute(f"alter database {database} set enable_seqscan = off")
+    service = start_service(dsn, tmp_path, CHECKPOINT_SECONDS="1", DRIFT_SAMPLE_SECONDS="0.2")
+    desk = Desk(service, internal=True)
+    try:
+        for who in (desk.requester, desk.engineer):
+            for path, queries in OF_A_TICKET.items():
+                for query in queries:
+                    desk.looked(path, query, who)
+            for query in (*FILTERS, *(f"sort={sort}" for sort in Sort if sort is not Sort.RELEVANCE)):
+                desk.looked(TICKETS, query, who)
+                if not query.startswith("q="):
+                    desk.looked(TICKETS, f"{query}&as_of={{after_the_last_public}}", who)
+        with service.client(Role.ADMIN) as admin:
+            for path in chain(OF_THE_SERVICE.values(), (path.split("{")[0] for path in FOR_STAFF)):
+                admin.get(path)
+            assert admin.delete(desk.url).status_code == 204
+            assert admin.post(f"{desk.url}/restore").status_code == 200
+    finally:
+        desk.http.close()
+        service.stop()  # each of its connections tells what it did when it ends
+    scanned = await owner.fetch(
+        """select schemaname || '.' || relname, seq_scan from pg_stat_user_tables
+           where schemaname in ('ledger', 'read_model') and seq_scan > 0"""
+    )
+    assert {name: scans for name, scans in scanned if name not in BOUNDED} == {}
+    assert await owner.fetchval("select count(*) from pg_stat_user_tables where idx_scan > 0") > 12, "all were asked"
