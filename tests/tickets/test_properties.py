@@ -4,6 +4,7 @@ A life is a list of asks, each decided on the ticket as it then is. What is refu
 life is always one that could have been. Deliberately absent: what each command does (test_workflow.py).
 """
 
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -348,7 +349,10 @@ papers = st.tuples(files, people | who_may_most, gaps)
 asks = st.lists(walks | walks | wishes | words | papers, min_size=12, max_size=40)
 lives = st.builds(live, requests, people, asks)
 
-thoroughly = settings(max_examples=40)
+LIVES = int(os.environ.get("LIVES", "15"))
+"""How many lives each of these is held against; in `make faults` there are more."""
+
+thoroughly = settings(max_examples=LIVES)
 
 
 @thoroughly
