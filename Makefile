@@ -29,7 +29,7 @@ test: $(READY)  ## Every test, on all processors, on a PostgreSQL of its own (or
 
 faults: $(READY) ## The faults and the races, in their long form
 	@KILLS=20 UPLOAD_KILLS=6 RACE_ROUNDS=200 REBUILD_KILLS=10 REBUILT_TICKETS=300 TAMPERINGS=1000 BUNDLE_FLIPS=all \
-	  LIVES=200 READER_KILLS=24 KILLED_IMPORT=800 \
+	  EXAMPLES=200 READER_KILLS=24 KILLED_IMPORT=800 \
 	  exec $(BIN)/python -m pytest -n 0 -v tests/faults tests/tickets/test_tampering.py tests/projections/test_bundle.py \
 	  tests/tickets/test_properties.py \
 	  tests/projections/test_rebuild.py::test_killed_again_and_again_it_goes_on_where_it_was_and_makes_the_same \
