@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -129,9 +130,11 @@ def _fork_for(asks: socket.socket) -> None:
 
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:
         asked, files, _, _ = socket.recv_fds(asks, _LONGEST, 3)
+        with suppress(ChildProcessError):  # none of those who wait for an end is left, or none has ended
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if not asked:
             return
         if os.fork() == 0:
@@ -142,7 +145,6 @@ def _fork_for(asks: socket.socket) -> None:
 
 
 def _see_to_its_end(arguments: list[str], environment: dict[str, str], out: int, err: int, telling: int) -> NoReturn:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
         os.close(telling)
@@ -161,8 +163,16 @@ def _become(arguments: list[str], environment: dict[str, str], out: int, err: in
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["tickets", *arguments]
-    runpy.run_module("api.cli", run_name="__main__", alter_sys=True)
-    sys.exit()
+    code: object = 0
+    try:
+        runpy.run_module("api.cli", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+    # As multiprocessing ends its processes: taking down what the fork was made with takes longer than most commands.
+    threading._shutdown()  # type: ignore[attr-defined] # threads are waited for, as always
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(str(code or 0)))
 
 
 if __name__ == "__main__":
