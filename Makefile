@@ -28,9 +28,13 @@ test: $(READY)  ## Every test, on all processors, on a PostgreSQL of its own (or
 	@exec $(BIN)/python -m pytest
 
 faults: $(READY) ## The faults and the races, in their long form
-	@KILLS=20 UPLOAD_KILLS=6 RACE_ROUNDS=200 REBUILD_KILLS=10 TAMPERINGS=1000 BUNDLE_FLIPS=all \
+	@KILLS=20 UPLOAD_KILLS=6 RACE_ROUNDS=200 REBUILD_KILLS=10 REBUILT_TICKETS=300 TAMPERINGS=1000 BUNDLE_FLIPS=all \
+	  EXAMPLES=200 READER_KILLS=24 KILLED_IMPORT=800 \
 	  exec $(BIN)/python -m pytest -n 0 -v tests/faults tests/tickets/test_tampering.py tests/projections/test_bundle.py \
+	  tests/tickets/test_properties.py \
 	  tests/projections/test_rebuild.py::test_killed_again_and_again_it_goes_on_where_it_was_and_makes_the_same \
+	  tests/api/test_events.py::test_readers_who_are_killed_and_come_again_are_told_every_fact_once_and_in_order \
+	  tests/api/test_servicenow.py::test_an_import_killed_half_way_and_started_again_ends_the_same \
 	  tests/api/test_commands.py::test_of_64_at_once_with_the_same_if_match_one_wins_each_round
 
 check: $(READY) ## Lint, format, strict types, and the shape of the house

@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, and what no module may be called."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,21 @@ NAMES_THAT_SAY_NOTHING = {
 MODULES = sorted(SRC.rglob("*.py"))
 
 
-def _imported(module: Path) -> set[str]:
+@cache
+def _parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text())
+
+
+@cache
+def _imported(module: Path) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in ast.walk(_parsed(module)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: imports are written in full"
             names.add(node.module or "")
-    return names
+    return frozenset(names)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SRC)))
@@ -49,7 +56,7 @@ def test_imports_point_one_way(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SRC)))
 def test_every_module_has_a_telling_name_and_says_what_lives_in_it(module: Path) -> None:
     assert module.stem not in NAMES_THAT_SAY_NOTHING
-    assert ast.get_docstring(ast.parse(module.read_text())), "a module opens with what lives there"
+    assert ast.get_docstring(_parsed(module)), "a module opens with what lives there"
 
 
 def test_the_write_side_knows_nothing_of_http_and_the_read_side_neither() -> None:
@@ -76,7 +83,7 @@ def test_decisions_and_the_ticket_have_no_io_and_no_clock() -> None:
     for name in sorted(pure):
         module = SRC / "tickets" / f"{name}.py"
         assert not impure & _imported(module), module
-        called = {node.attr for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Attribute)}
+        called = {node.attr for node in ast.walk(_parsed(module)) if isinstance(node, ast.Attribute)}
         assert not called & {"now", "utcnow", "today", "uuid4", "uuid7"}, f"{module} has a clock or draws ids"
 
 

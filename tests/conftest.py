@@ -5,15 +5,15 @@ applied once, to a template that each test's database is a clone of.
 """
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from api.auth import make_token
 from api.database import apply_schema
 from api.embedded import embedded_server
 from api.settings import Settings
+from tests.starting import Started, Starting, start, start_anew
 from tickets.connections import Connection, connect
 from tickets.ledger import Ledger
 from tickets.permissions import Role
@@ -141,7 +142,7 @@ def token(role: Role, sub: UUID, *, username: str | None = None, teams: tuple[st
 class Service:
     """A running `tickets serve`, and people who talk to it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str, dsn: str, log: Path) -> None:
+    def __init__(self, process: "Started | subprocess.Popen[bytes]", url: str, dsn: str, log: Path) -> None:
         self.process, self.url, self.dsn, self.log = process, url, dsn, log
 
     def client(
@@ -166,6 +167,12 @@ class Service:
 
 def start_service(dsn: str, folder: Path, *arguments: str, **environment: str) -> Service:
     """Start `tickets serve` on a free port and wait until it answers."""
+    return _started(start, dsn, folder, arguments, environment)
+
+
+def _started(
+    starting: Starting, dsn: str, folder: Path, arguments: Sequence[str], environment: Mapping[str, str]
+) -> Service:
     port = free_port()
     log = folder / f"service-{port}.log"
     variables = {
@@ -178,22 +185,19 @@ def start_service(dsn: str, folder: Path, *arguments: str, **environment: str) -
     if environment.get("DATABASE_URL") == "":
         del variables["DATABASE_URL"]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli", "serve", "--port", str(port), *arguments],
-            env=variables,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = starting(["serve", "--port", str(port), *arguments], variables, output, output)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
+    for _ in range(750):
         if process.poll() is not None:
             break
         try:
+            socket.create_connection(
+                ("127.0.0.1", port), 1
+            ).close()  # a request each time would cost more than the start
             if httpx.get(f"{url}/health", timeout=1, verify=NO_CERTIFICATES).status_code == 200:
                 return Service(process, url, dsn, log)
-        except httpx.TransportError:
-            time.sleep(0.05)
+        except (OSError, httpx.TransportError):
+            time.sleep(0.02)
     process.kill()
     process.wait()
     raise AssertionError(f"the service did not start:\n{log.read_text(errors='replace')[-3000:]}")
@@ -210,12 +214,11 @@ def running_service(dsn: str, folder: Path, *arguments: str, **environment: str)
 
 @pytest.fixture(scope="session")
 def service(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that all tests share. Its tickets are everybody's: look only at your own."""
-    with (
-        fresh_database(server, template) as dsn,
-        running_service(dsn, tmp_path_factory.mktemp("service")) as running,
-    ):
+    """A service that all tests share, started as people do. Its tickets are everybody's: look only at your own."""
+    with fresh_database(server, template) as dsn:
+        running = _started(start_anew, dsn, tmp_path_factory.mktemp("service"), (), {})
         yield running
+        running.stop()
 
 
 @pytest.fixture
@@ -246,3 +249,9 @@ async def eventually(check: Callable[[], Awaitable[bool]], timeout: float = 10) 
     while not await check():
         assert time.monotonic() < deadline, "it did not come to hold in time"
         await asyncio.sleep(0.02)
+
+
+def pytest_collection_finish() -> None:
+    """The thousands of tests that were collected stay: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()

@@ -29,7 +29,7 @@ from api.files.housekeeping import keep_house
 from api.files.receiving import ENVELOPE
 from api.files.storage import Storage
 from api.files.taking import Files
-from api.logs import BEHIND, DRIFTED, LEDGER_POSITION, OLDEST, PARKED, PROJECTED_POSITION, WAITING, Asgi, observed
+from api.observing import BEHIND, DRIFTED, LEDGER_POSITION, OLDEST, PARKED, PROJECTED_POSITION, WAITING, Asgi, observed
 from api.problems import HANDLERS, allow
 from api.queries import QUERIES, QUERY_ROUTES
 from api.queries.system import explain_problem, health, metrics, ready

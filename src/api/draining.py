@@ -7,7 +7,7 @@ are wanted (requests.py, files/receiving.py).
 import asyncio
 from typing import Any, Final
 
-from api.logs import Asgi
+from api.observing import Asgi
 
 _LONGEST: Final = 16 * 1024 * 1024
 

@@ -4,6 +4,7 @@ Deliberately absent: the endpoints; they describe themselves, and here is what t
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -355,8 +356,51 @@ def documentation(
 
     `queries` has the query parameters of an operation, by its id, `bodies` what its body is.
 
-    The document is made by an application of its own, because the one that serves would add its own pages
-    and its own way of saying 404.
+    The document is made when it is first asked for, in a thread: that takes as long as all the rest of a start.
+    """
+
+    @cache
+    def document() -> dict[str, Any]:
+        return _document(routes, queries, bodies, title, version)
+
+    icon = f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">'
+    swagger = SwaggerRenderPlugin(
+        js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-bundle.js",
+        css_url=f"{ASSETS}/swagger-ui-dist/swagger-ui.css",
+        standalone_preset_js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-standalone-preset.js",
+        favicon=icon,
+    )
+    redoc = RedocRenderPlugin(js_url=f"{ASSETS}/redoc/bundles/redoc.standalone.js", google_fonts=False, favicon=icon)
+
+    @get("/openapi.json", sync_to_thread=True)
+    def openapi_json() -> Response[bytes]:
+        return Response(msgspec.json.encode(document()), media_type="application/json")
+
+    @get("/docs", sync_to_thread=True)
+    def docs(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return Response(swagger.render(request, document()), media_type="text/html", headers=_PAGE_HEADERS)
+
+    @get("/redoc", sync_to_thread=True)
+    def redoc_page(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return Response(redoc.render(request, document()), media_type="text/html", headers=_PAGE_HEADERS)
+
+    @get("/", sync_to_thread=False)
+    def root() -> Response[None]:
+        return Response(None, status_code=303, headers={"Location": "/docs"})
+
+    return [openapi_json, docs, redoc_page, root, _assets()]
+
+
+def _document(
+    routes: Sequence[ControllerRouterHandler],
+    queries: Mapping[str, type[Struct]],
+    bodies: Mapping[str, type[Struct]],
+    title: str,
+    version: str,
+) -> dict[str, Any]:
+    """What the routes are, by an application of its own.
+
+    The one that serves would add its own pages and its own way of saying 404.
     """
     described = Litestar(
         list(routes),
@@ -381,32 +425,7 @@ def documentation(
     )
     document = described.openapi_schema.to_schema()
     _complete(document, queries, bodies)
-    icon = f'<link rel="icon" href="{ASSETS}/swagger-ui-dist/favicon-32x32.png">'
-    swagger = SwaggerRenderPlugin(
-        js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-bundle.js",
-        css_url=f"{ASSETS}/swagger-ui-dist/swagger-ui.css",
-        standalone_preset_js_url=f"{ASSETS}/swagger-ui-dist/swagger-ui-standalone-preset.js",
-        favicon=icon,
-    )
-    redoc = RedocRenderPlugin(js_url=f"{ASSETS}/redoc/bundles/redoc.standalone.js", google_fonts=False, favicon=icon)
-
-    @get("/openapi.json", sync_to_thread=False)
-    def openapi_json() -> Response[bytes]:
-        return Response(msgspec.json.encode(document), media_type="application/json")
-
-    @get("/docs", sync_to_thread=False)
-    def docs(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return Response(swagger.render(request, document), media_type="text/html", headers=_PAGE_HEADERS)
-
-    @get("/redoc", sync_to_thread=False)
-    def redoc_page(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return Response(redoc.render(request, document), media_type="text/html", headers=_PAGE_HEADERS)
-
-    @get("/", sync_to_thread=False)
-    def root() -> Response[None]:
-        return Response(None, status_code=303, headers={"Location": "/docs"})
-
-    return [openapi_json, docs, redoc_page, root, _assets()]
+    return document
 
 
 def _complete(

@@ -14,7 +14,6 @@ from secrets import token_urlsafe
 from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Final, Literal
 
-import jwt
 import msgspec
 from msgspec import Meta, Struct
 
@@ -245,6 +244,8 @@ def _check(settings: Settings) -> None:
 
 
 def _fits(algorithm: str, public_key: str) -> bool:
+    import jwt  # noqa: PLC0415 - it takes long to import, and most commands have no use for it
+
     try:
         jwt.get_algorithm_by_name(algorithm).prepare_key(public_key)
     except (jwt.PyJWTError, ValueError, TypeError):

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from projections.runner import PROJECTIONS
 from tests.api.servicenow_log import make_log
 from tests.conftest import KEY, NEW_TICKET, Service, fresh_database, running_service
+from tests.starting import run, start_anew
 from tickets.connections import connect
 from tickets.integrity import GENESIS, leaf, seal
 
@@ -30,15 +30,17 @@ PUBLIC_KEY = (
 
 
 def tickets(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return run(arguments, _with_key(environment))
+
+
+def tickets_anew(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Started as people do, with all that it imports: once for each command."""
+    return run(arguments, _with_key(environment), starting=start_anew)
+
+
+def _with_key(environment: dict[str, str]) -> dict[str, str]:
     variables = {"PATH": os.environ["PATH"], "JWT_SECRET_KEY": KEY, **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "api.cli", *arguments],
-        env={name: value for name, value in variables.items() if value},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return {name: value for name, value in variables.items() if value}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def imported(server: str, template: str, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("cli")
     with fresh_database(server, template) as dsn:
         where = {"DATABASE_URL": dsn, "DATA_DIR": str(folder)}
-        done = tickets("import", "servicenow", str(make_log(folder / "log.csv.gz", incidents=60)), "--json", **where)
+        log = str(make_log(folder / "log.csv.gz", incidents=60))
+        done = tickets_anew("import", "servicenow", log, "--json", **where)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert (report["incidents"], len(report["dirty"])) == (60, 3)
@@ -54,7 +57,7 @@ def imported(server: str, template: str, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_help_names_every_command() -> None:
-    done = tickets("--help")
+    done = tickets_anew("--help")
     assert done.returncode == 0
     for name in ("serve", "token", "import", "replay", "verify", "projections", "schema"):
         assert name in done.stdout
@@ -62,7 +65,7 @@ def test_help_names_every_command() -> None:
 
 def test_a_token_says_who_and_is_signed_with_this_installations_key() -> None:
     person = uuid4()
-    done = tickets(
+    done = tickets_anew(
         "token", "--role", "TEAM_LEAD", "--sub", str(person), "--username", "grace", "--team", "A", "--team", "B"
     )
     claims = jwt.decode(done.stdout.strip(), KEY, algorithms=["HS256"])
@@ -123,7 +126,7 @@ def test_a_database_that_is_away_is_a_sentence() -> None:
 
 
 def test_replay_tells_a_life_fact_by_fact(imported: dict[str, str]) -> None:
-    told = tickets("replay", "INC0000003", **imported).stdout
+    told = tickets_anew("replay", "INC0000003", **imported).stdout
     assert "CREATED" in told
     assert "CLOSED" in told
     assert "INC0000003 at version" in told
@@ -185,7 +188,7 @@ def test_the_rows_of_one_ticket_are_put_right(imported: dict[str, str]) -> None:
 
 
 def test_status_says_how_far_each_read_model_is(imported: dict[str, str]) -> None:
-    seen = json.loads(tickets("projections", "status", "--json", **imported).stdout)
+    seen = json.loads(tickets_anew("projections", "status", "--json", **imported).stdout)
     assert {one["behind"] for one in seen["projections"]} == {0}
     assert seen["led"] is False
     assert "no runner leads" in tickets("projections", "status", **imported).stdout
@@ -204,7 +207,7 @@ def test_verify_is_clean_and_finds_what_was_tampered_with(server: str, template:
             tickets("import", "servicenow", str(make_log(tmp_path / "log.csv.gz", incidents=5)), **where).returncode
             == 0
         )
-        clean = tickets("verify", "--json", **where)
+        clean = tickets_anew("verify", "--json", **where)
         assert (clean.returncode, json.loads(clean.stdout)["finding"]) == (0, None)
 
         async def tamper() -> int:

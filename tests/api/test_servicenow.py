@@ -9,8 +9,6 @@ import gzip
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import time
 from bisect import bisect_right
 from collections import defaultdict
@@ -30,6 +28,7 @@ from projections.replay import replay
 from projections.runner import catch_up_alone
 from tests.api.servicenow_log import DIRTY, make_log
 from tests.conftest import Service, fresh_database, running_service
+from tests.starting import Started, start
 from tickets.commands import Policy
 from tickets.connections import Connection, connect
 from tickets.events import PersonSeen, TicketEvent
@@ -39,6 +38,8 @@ from tickets.permissions import Actor, Role
 from tickets.ticket import Ticket, evolve
 
 REAL = os.environ.get("SERVICENOW_LOG")
+KILLED_IMPORT = int(os.environ.get("KILLED_IMPORT", "400"))
+"""How many incidents there are in the log whose import is killed; in `make faults` there are more."""
 STATUS = {"New": "NEW", "Active": "IN_PROGRESS", "Resolved": "RESOLVED", "Closed": "CLOSED"}
 
 Seen = tuple[str, str, str | None, UUID | None]
@@ -311,15 +312,12 @@ async def test_what_a_token_said_of_somebody_is_not_overwritten(ledger: Ledger, 
 def test_an_import_killed_half_way_and_started_again_ends_the_same(
     server: str, template: str, tmp_path: Path, log: Path
 ) -> None:
-    log = log if REAL else make_log(tmp_path / "longer.csv.gz", incidents=800)
+    log = log if REAL else make_log(tmp_path / "longer.csv.gz", incidents=KILLED_IMPORT)
 
-    def start(dsn: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "api.cli", "import", "servicenow", str(log)],
-            env={"PATH": os.environ["PATH"], "DATABASE_URL": dsn, "DATA_DIR": str(tmp_path)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def importing(dsn: str) -> Started:
+        where = {"PATH": os.environ["PATH"], "DATABASE_URL": dsn, "DATA_DIR": str(tmp_path)}
+        with Path(os.devnull).open("wb") as nowhere:
+            return start(["import", "servicenow", str(log)], where, nowhere, nowhere)
 
     async def facts(dsn: str) -> set[tuple[object, ...]]:
         connection = await connect(dsn, role=None)
@@ -337,16 +335,16 @@ def test_an_import_killed_half_way_and_started_again_ends_the_same(
         return found
 
     with fresh_database(server, template) as whole, fresh_database(server, template) as killed:
-        assert start(whole).wait(300) == 0
+        assert importing(whole).wait(300) == 0
         complete = asyncio.run(count(whole))
-        process = start(killed)
+        process = importing(killed)
         while asyncio.run(count(killed)) < complete // 3:
             assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert asyncio.run(count(killed)) < complete
-        assert start(killed).wait(300) == 0
+        assert importing(killed).wait(300) == 0
         assert asyncio.run(facts(killed)) == asyncio.run(facts(whole))
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from api.settings import Settings, SettingsError, jwt_key, read_settings
+from tests.starting import run
 from tickets.sla import TARGETS, Priority, Target
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -338,14 +339,7 @@ def test_processes_that_start_at_once_have_one_key(tmp_path: Path) -> None:
     [("SERVICE_PORT", "http"), ("JWT_SECRET_KEY", "hunter2-hunter2"), ("DATABASE_URL", "mysql://me:hunter2@host/x")],
 )
 def test_a_bad_value_stops_the_start_with_its_name(tmp_path: Path, name: str, text: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "api.cli", "serve"],
-        env={"DATA_DIR": str(tmp_path), "PATH": os.environ["PATH"], name: text},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    ended = run(["serve"], {"DATA_DIR": str(tmp_path), "PATH": os.environ["PATH"], name: text}, timeout=30)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert name in ended.stderr
     assert "hunter2" not in ended.stderr

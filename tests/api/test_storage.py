@@ -16,14 +16,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import asyncpg
 import httpx
 import obstore
 import pytest
-from moto.server import ThreadedMotoServer
 from obstore.store import LocalStore
 
 from api.files.housekeeping import sweep
@@ -41,6 +40,9 @@ from tests.conftest import (
 from tests.projections.test_runner import level
 from tests.tickets.test_ledger import held_up, waits_for_the_head
 from tickets.connections import Connection, connect, connected
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
 
 TICKETS = "/api/v1/tickets"
 ATTACHMENTS = "/api/v1/attachments"
@@ -206,6 +208,8 @@ class S3:
         }
 
     def start(self) -> None:
+        from moto.server import ThreadedMotoServer  # noqa: PLC0415 - it takes a second, and but one process needs it
+
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
         self._server.start()

@@ -39,8 +39,10 @@ from tickets.connections import Connection, connected
 from tickets.ledger import Ledger
 from tickets.workers import WorkerDied
 
-REBUILD_KILLS = int(os.environ.get("REBUILD_KILLS", "4"))
+REBUILD_KILLS = int(os.environ.get("REBUILD_KILLS", "3"))
 """How often a rebuild is killed before it may finish; `make faults` does it ten times."""
+REBUILT_TICKETS = int(os.environ.get("REBUILT_TICKETS", "120"))
+"""Of how many tickets' read models; in `make faults` there are more."""
 KILL_SEED = int(os.environ.get("KILL_SEED", "1"))
 
 
@@ -420,7 +422,7 @@ async def test_reads_and_writes_go_on_while_everything_is_rebuilt(ledger: Ledger
 
     async def make_anew() -> None:
         try:
-            for _ in range(4):
+            for _ in range(2):
                 assert all(one.clean for one in await compared(dsn, swap=True))
                 await asyncio.sleep(0.1)
         finally:
@@ -566,7 +568,7 @@ if __name__ == "__main__":
 async def test_killed_again_and_again_it_goes_on_where_it_was_and_makes_the_same(
     ledger: Ledger, owner: Connection, dsn: str, tmp_path: Path
 ) -> None:
-    await caught_up(ledger, owner, dsn, 300)
+    await caught_up(ledger, owner, dsn, REBUILT_TICKETS)
     rows, head = await dump(owner), await ledger.head()
     script = tmp_path / "rebuilding.py"
     script.write_text(
@@ -574,7 +576,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was_and_makes_the_same
 import asyncio, sys
 from projections import beside
 from projections.rebuild import rebuild
-beside._FACTS_A_RANGE = 50
+beside._FACTS_A_RANGE = 20
 
 async def main():
     async for step in rebuild({dsn!r}, workers=2):

@@ -19,7 +19,7 @@ from litestar import get
 from litestar.types import ASGIApp
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from api.logs import FEED_POLLS, FEED_STREAMS
+from api.observing import FEED_POLLS, FEED_STREAMS
 from api.openapi import answers
 from api.problems import InvalidRequest, Problem
 from api.queries.answering import QUERY, document, visible_ticket
