@@ -24,7 +24,7 @@ from api.files.housekeeping import sweep
 from api.files.storage import Storage
 from tests.api.test_storage import ATTACHMENTS, TICKETS, files_in, grow_old, text
 from tests.conftest import NEW_TICKET, NO_CERTIFICATES, Service, eventually, token
-from tests.faults.test_service_faults import signer
+from tests.faults.clients import signer
 from tests.projections.test_runner import level
 from tests.tickets.test_integrity import verified
 from tickets.connections import Connection
