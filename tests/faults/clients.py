@@ -102,6 +102,11 @@ class Crowd:
         goal = len(self.acknowledged) + more
         await self.until(lambda: len(self.acknowledged) >= goal, timeout)
 
+    async def notes(self, more: int, timeout: float = 60) -> None:
+        """Wait until so many more operations are over."""
+        goal = len(self.history) + more
+        await self.until(lambda: len(self.history) >= goal, timeout)
+
     async def answers(self, since: float, timeout: float) -> float:
         """Wait until something is answered that was asked after that moment; how long after it that was."""
         await self.until(lambda: any(began > since for began, _ in reversed(self.answered)), timeout)
