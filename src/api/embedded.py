@@ -104,23 +104,6 @@ def _started_again(data_dir: Path, sockets: Path, extra_configuration: str) -> I
         watching.join()
 
 
-def _killed(cluster: Path) -> bool:
-    """Whether there was no time for the server to say that it goes: it has left its number behind."""
-    try:
-        number = int((cluster / "postmaster.pid").read_text().split("\n", 1)[0])
-    except (OSError, ValueError):
-        return False
-    with suppress(ChildProcessError):  # it is our own where we are the first process of a container
-        os.waitpid(number, os.WNOHANG)
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
 @contextmanager
 def _starting_or_stopping(data_dir: Path) -> Iterator[None]:
     with (data_dir / "postgres.start").open("a") as turn:
@@ -153,6 +136,9 @@ def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
         beside.rename(cluster)
     elif _running(cluster):
         return
+    elif _killed(cluster):  # PostgreSQL takes whoever has that number now for its server, and does not start
+        for left in (cluster / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
+            left.unlink(missing_ok=True)
     (cluster / "postgresql.conf").write_text(_CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
     log = cluster.parent / "postgres.log"
     options = f"-c unix_socket_directories='{sockets}'"
@@ -181,12 +167,41 @@ def _buffers() -> int:
 
 
 def _running(cluster: Path) -> bool:
-    return (
-        subprocess.run(
+    number = _number(cluster)
+    return number is not None and _is_server(number, cluster)
+
+
+def _killed(cluster: Path) -> bool:
+    """Whether there was no time for the server to say that it goes: it has left its number behind."""
+    number = _number(cluster)
+    return number is not None and not _is_server(number, cluster)
+
+
+def _number(cluster: Path) -> int | None:
+    """The number of the process that says it is the server."""
+    try:
+        return int((cluster / "postmaster.pid").read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None
+
+
+def _is_server(number: int, cluster: Path) -> bool:
+    """Whether that process is the server.
+
+    After the power was cut, or in another container, the number may be any other's; and where nobody takes note of the
+    dead, the server's own for long. `pg_ctl status` says of both that it runs.
+    """
+    if not Path("/proc/self/cmdline").exists():
+        status = subprocess.run(
             _command("pg_ctl", "status", "--pgdata", str(cluster)), capture_output=True, check=False
-        ).returncode
-        == 0
-    )
+        )
+        return status.returncode == 0
+    with suppress(ChildProcessError):  # it is our own child where we are the first process of a container
+        os.waitpid(number, os.WNOHANG)
+    try:
+        return os.fsencode(cluster) in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _stop(cluster: Path) -> None:

@@ -39,9 +39,8 @@ class Cluster:
             embedded._run("pg_ctl", "stop", "--wait", "--silent", f"--mode={mode}", "--pgdata", str(self.pgdata))
 
     def kill(self, chance: random.Random) -> None:
-        """End it and all of its processes at once, in whatever order."""
-        (postmaster,) = servers(self.folder)
-        processes = [postmaster, *_children(postmaster)]
+        """End it and all of its processes at once, in whatever order; if it runs."""
+        processes = [one for postmaster in servers(self.folder) for one in (postmaster, *_children(postmaster))]
         chance.shuffle(processes)
         for process in processes:
             with suppress(ProcessLookupError):

@@ -19,7 +19,7 @@ import pytest
 
 from api import embedded
 from api.database import apply_schema
-from tests.api.test_embedded import servers
+from tests.api.test_embedded import ask, servers
 from tests.conftest import (
     NEW_TICKET,
     NO_CERTIFICATES,
@@ -111,6 +111,21 @@ async def test_postgresql_killed_with_its_children_comes_back_and_nothing_is_los
         await asyncio.to_thread(service.stop)
     assert servers(cluster.folder) == []
     tell(told("kill -9 of PostgreSQL", recoveries, crowd))
+
+
+async def test_where_the_number_of_a_killed_postgresql_is_another_process_now_it_starts_all_the_same(
+    cluster: Cluster, chance: random.Random
+) -> None:
+    cluster.kill(chance)
+
+    async def gone() -> bool:
+        return servers(cluster.folder) == []
+
+    await eventually(gone)
+    left = cluster.pgdata / "postmaster.pid"
+    left.write_text(f"{os.getpid()}\n{left.read_text().partition(chr(10))[2]}")
+    await asyncio.to_thread(cluster.start)
+    assert await ask(cluster.dsn, "select count(*) from ledger.head") == 1
 
 
 # --------------------------------------------------------------------------------------------- database away
