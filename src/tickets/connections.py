@@ -73,8 +73,13 @@ async def connect(
         dsn,
         timeout=timeout,
         command_timeout=statement_timeout,
-        server_settings=service_settings(role, purpose=purpose),
+        server_settings={**service_settings(role, purpose=purpose), **_ending_there_too(statement_timeout)},
     )
+
+
+def _ending_there_too(statement_timeout: float | None) -> dict[str, str]:
+    """A statement that is not waited for any more should not wait for a lock either, and a crowd of them gather."""
+    return {} if statement_timeout is None else {"statement_timeout": str(round(statement_timeout * 1000))}
 
 
 @asynccontextmanager
@@ -113,11 +118,7 @@ async def pooled(dsn: str, *, size: int, timeout: float, purpose: str) -> AsyncI
         record_class=asyncpg.Record,
         timeout=timeout,
         command_timeout=timeout,
-        server_settings={
-            **service_settings(purpose=purpose),
-            # A statement that is no longer waited for should end there too.
-            "statement_timeout": str(round(timeout * 1000)),
-        },
+        server_settings={**service_settings(purpose=purpose), **_ending_there_too(timeout)},
     )
     try:
         yield pool

@@ -158,7 +158,7 @@ class Ledger:
         is answered first.
         """
         async with pooled(dsn, size=pool_size, timeout=timeout, purpose="queries") as pool:
-            reconnect = partial(connect, dsn, timeout=timeout, purpose="writer")
+            reconnect = partial(connect, dsn, timeout=timeout, statement_timeout=timeout, purpose="writer")
             limits = {"queue_limit": queue_limit, "batch_limit": batch_limit}
             ledger = cls(pool, lambda heard: Writer(reconnect, heard, timeout=timeout, **limits))
             writing = asyncio.create_task(ledger._writer.run(await reconnect()), name="ledger writer")

@@ -10,7 +10,10 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from uuid import uuid4
+
+import pytest
 
 from projections.feed import Wanted, read
 from projections.runner import PROJECTIONS
@@ -18,8 +21,9 @@ from projections.status import read_status
 from tests.conftest import eventually
 from tests.faults.conftest import Tell
 from tests.projections.test_runner import compared, level, live, running, store
-from tests.tickets.test_ledger import appending, assigned, created
+from tests.tickets.test_ledger import appending, assigned, created, held_up
 from tickets.connections import Connection, connected
+from tickets.errors import LedgerUnavailable
 from tickets.ledger import Ledger
 from tickets.writer import _prepare, _send
 
@@ -119,6 +123,32 @@ async def test_what_a_transaction_has_appended_and_not_committed_is_waited_for_a
         )
     assert all(one.clean for one in await compared(dsn))
     tell(f"an append held open for {held:g} s: what came after it waited, and the feed has all of it in order")
+
+
+async def test_while_the_head_is_held_for_long_appends_are_refused_and_no_crowd_of_them_gathers_in_the_database(
+    owner: Connection, dsn: str
+) -> None:
+    async with Ledger.open(dsn, timeout=0.2) as ledger:
+        one = appending(uuid4(), 0)
+        async with held_up(dsn):
+            ends = time.monotonic() + HELD_OPEN_S
+            while time.monotonic() < ends:
+                with pytest.raises(LedgerUnavailable):
+                    await ledger.append(one)
+                await asyncio.sleep(0.02)
+            waiting = await owner.fetchval(
+                """select count(*) from pg_stat_activity where datname = current_database()
+                   and application_name like 'tickets writer%' and wait_event_type = 'Lock'"""
+            )
+        assert waiting <= 2, "who is not waited for any more does not wait either"
+
+        async def settled() -> bool:
+            with suppress(LedgerUnavailable):
+                return (await ledger.append(one)).version == 1
+            return False
+
+        await eventually(settled)
+    assert await owner.fetchval("select count(*) from ledger.events where command_id = $1", one.command_id) == 1
 
 
 async def test_a_runner_that_is_killed_in_the_middle_of_its_batches_leaves_nothing_out_and_nothing_twice(
