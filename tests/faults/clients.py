@@ -48,9 +48,7 @@ class Crowd:
     of their commands are for one version alone.
     """
 
-    def __init__(
-        self, size: int, *, shared: int = 0, chance: random.Random | None = None, patience: float = 20
-    ) -> None:
+    def __init__(self, size: int, *, shared: int = 0, chance: random.Random | None = None) -> None:
         self.urls = [""]
         """The services; each client talks to one of them."""
         self.acknowledged: dict[UUID, tuple[str, int]] = {}
@@ -66,11 +64,13 @@ class Crowd:
         """When what was acknowledged was asked for the last time, and when it was answered."""
         self.slowest = 0.0
         """The longest that an attempt took, whatever came of it."""
+        self.patience = 20.0
+        """How long each waits for an answer."""
         self.pause = 0.0
         """How long each takes a breath between two commands."""
         self.position = 0
         """The newest position that any of them was told."""
-        self._size, self._shared, self._patience, self._leaving = size, shared, patience, False
+        self._size, self._shared, self._leaving = size, shared, False
         self._chance = chance or random.Random(0)  # noqa: S311 - nothing is kept secret with it
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -126,7 +126,7 @@ class Crowd:
     async def _client(self, number: int) -> None:
         sub = uuid4()
         headers = {"Authorization": f"Bearer {token(Role.ADMIN, sub)}"}
-        async with httpx.AsyncClient(headers=headers, timeout=self._patience, verify=NO_CERTIFICATES) as http:
+        async with httpx.AsyncClient(headers=headers, verify=NO_CERTIFICATES) as http:
             person = Person(number, sub, http, {})
             if not self._shared or number < self._shared:
                 await self._write(person, None, turn=0)
@@ -207,7 +207,9 @@ class Crowd:
             began = time.monotonic()
             url = self.urls[person.number % len(self.urls)]
             try:
-                answer = await person.http.request(method, url + path, json=body, headers=headers)
+                answer = await person.http.request(
+                    method, url + path, json=body, headers=headers, timeout=self.patience
+                )
             except httpx.TransportError:
                 self.attempts["unknown"] += 1
             else:

@@ -110,13 +110,14 @@ class Proxy:
 
     async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, passing: asyncio.Event) -> None:
         while piece := await source.read(65_536):
-            for start in range(0, len(piece), self.slice):
+            size = self.slice
+            for start in range(0, len(piece), size):
                 await passing.wait()
                 if self.latency:
                     await asyncio.sleep(self.latency)
-                sink.write(piece[start : start + self.slice])
+                sink.write(piece[start : start + size])
                 await sink.drain()
-                if self.slice < 65_536:
+                if size < 65_536:
                     await asyncio.sleep(0)  # so that each piece is sent by itself
         await passing.wait()
         sink.close()

@@ -23,8 +23,9 @@ from tests.faults.proxy import proxied
 from tests.faults.test_connection_faults import through, to_database
 from tickets.connections import Connection
 
-OPERATIONS = int(os.environ.get("OPERATIONS", "200"))
+OPERATIONS = int(os.environ.get("OPERATIONS", "150"))
 """How many operations there are, over all tickets."""
+LONG = OPERATIONS > 1_000
 
 
 def wrote(value: str, version: int, invoked: float, returned: float, expected: int | None = None) -> Operation:
@@ -109,6 +110,8 @@ async def test_while_services_are_killed_and_cut_off_each_ticket_is_linearizable
             services[0].process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(services[0].process.wait)
             crowd.urls = [services[1].url]
+            if not LONG:  # starting one is what takes longest
+                return
             services[0] = await asyncio.to_thread(start_service, dsn, tmp_path)
             crowd.urls = [one.url for one in services]
 
@@ -134,7 +137,11 @@ async def test_while_services_are_killed_and_cut_off_each_ticket_is_linearizable
             chance.shuffle(short)
             while short or len(crowd.history) < OPERATIONS:
                 await crowd.notes(min(400, OPERATIONS // 5))
-                fault = short.pop() if short else chance.choice([kill, reset, swallow, terminate])
+                fault = (
+                    short.pop()
+                    if short
+                    else chance.choice([kill, reset, swallow, terminate] if LONG else [reset, terminate])
+                )
                 await fault()
                 faults.append(fault.__name__)
             await crowd.leave()

@@ -36,7 +36,7 @@ from tests.tickets.test_ledger import held_up
 from tickets.connections import Connection, connect
 from tickets.permissions import Role
 
-KILLS = int(os.environ.get("KILLS", "2"))
+KILLS = int(os.environ.get("KILLS", "1"))
 """How often the service is killed under load."""
 POSTGRES_KILLS = int(os.environ.get("POSTGRES_KILLS", "1"))
 """How often PostgreSQL is, with all of its processes."""
