@@ -29,7 +29,8 @@ test: $(READY)  ## Every test, on all processors, on a PostgreSQL of its own (or
 
 faults: $(READY) ## The faults and the races, in their long form
 	@KILLS=200 POSTGRES_KILLS=100 NETWORK_ROUNDS=10 DISK_FILLS=10 POWER_CUTS=20 OPERATIONS=200000 \
-	  FUZZ_SEEDS=5 POISONED=50 HELD_OPEN_SECONDS=60 RUNNER_KILLS=50 UPGRADES=5 UPLOAD_KILLS=6 RACE_ROUNDS=200 REBUILD_KILLS=10 TAMPERINGS=1000 BUNDLE_FLIPS=all \
+	  FUZZ_SEEDS=5 POISONED=50 HELD_OPEN_SECONDS=60 RUNNER_KILLS=50 UPGRADES=5 UPLOAD_KILLS=6 \
+	  RACE_ROUNDS=200 REBUILD_KILLS=10 TAMPERINGS=1000 BUNDLE_FLIPS=all \
 	  exec $(BIN)/python -m pytest -n 0 -v tests/faults tests/tickets/test_tampering.py tests/projections/test_bundle.py \
 	  tests/projections/test_rebuild.py::test_killed_again_and_again_it_goes_on_where_it_was_and_makes_the_same \
 	  tests/api/test_commands.py::test_of_64_at_once_with_the_same_if_match_one_wins_each_round

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-from asyncpg.pool import PoolAcquireContext
+from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
+    AnyConnection = Connection | PoolConnectionProxy[asyncpg.Record]
     _Acquiring = PoolAcquireContext[asyncpg.Record]
 else:  # generic in their stubs only
     Connection, Pool, _Acquiring = asyncpg.Connection, asyncpg.Pool, PoolAcquireContext
@@ -100,6 +101,25 @@ async def connected(
             await connection.close(timeout=timeout)
         except CONNECTION_LOST:  # then it is closed on our side
             connection.terminate()
+
+
+@asynccontextmanager
+async def in_transaction(connection: "AnyConnection", *, readonly: bool = False) -> AsyncIterator[None]:
+    """A transaction that is not taken back where no answer comes: with its connection it is gone.
+
+    asyncpg's own would wait for an answer to that as well.
+    """
+    transaction = connection.transaction(readonly=readonly)
+    await transaction.start()
+    try:
+        yield
+    except (TimeoutError, asyncio.CancelledError):
+        connection.terminate()
+        raise
+    except BaseException:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 @asynccontextmanager
