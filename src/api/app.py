@@ -49,6 +49,8 @@ from tickets.permissions import Assignee
 
 _LONGEST_HEADERS: Final = 64 * 1024
 _DRAINING_S: Final = 10.0
+_BATCH_PATIENCE_S: Final = 8.0
+"""How long the runner waits for one of its statements: longer than requests do, for many facts at once."""
 _ASSIGNEE_REMEMBERED_S: Final = 5.0
 
 _log: Final = structlog.get_logger(__name__)
@@ -71,7 +73,12 @@ async def application(
     ) as ledger:
         freshness = Freshness(ledger)
         runner = (
-            Runner(ledger, lambda: connect(dsn, timeout=timeout, purpose="runner")) if "projections" in parts else None
+            Runner(
+                ledger,
+                lambda: connect(dsn, timeout=timeout, statement_timeout=_BATCH_PATIENCE_S, purpose="runner"),
+            )
+            if "projections" in parts
+            else None
         )
         checkpointer = (
             None
@@ -110,7 +117,11 @@ async def application(
         await ledger.head()
         async with asyncio.TaskGroup() as background:
             tasks = [
-                background.create_task(freshness.watch(lambda: connect(dsn, timeout=timeout, purpose="freshness"))),
+                background.create_task(
+                    freshness.watch(
+                        lambda: connect(dsn, timeout=timeout, statement_timeout=timeout, purpose="freshness")
+                    )
+                ),
                 background.create_task(served.watch.run(lambda: connect(dsn, timeout=timeout, purpose="watch"))),
             ]
             if "queries" in parts:

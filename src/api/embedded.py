@@ -6,7 +6,8 @@ there it runs in a user namespace of its own, in which root's files belong to `n
 
 All processes on one DATA_DIR share one server. Each holds a shared lock while it uses it; whoever leaves
 and finds the lock free stops the server. A killed process loses its lock with its life, so it is never
-waited for. Deliberately absent: schema and roles (database.py).
+waited for. A server that was killed is started again by whoever uses it. Deliberately absent: schema and roles
+(database.py).
 """
 
 import os
@@ -14,13 +15,16 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
 from typing import Final
 from urllib.parse import quote
+
+import structlog
 
 _NOBODY: Final = "65534"
 _SOCKET_PATH_LIMIT: Final = 90
@@ -40,6 +44,10 @@ log_min_messages = warning
 
 
 _MEGABYTE: Final = 1 << 20
+_LOOK_S: Final = 0.2
+"""How often it is looked whether the server was killed."""
+
+_log: Final = structlog.get_logger(__name__)
 
 
 class EmbeddedServerError(Exception):
@@ -60,7 +68,8 @@ def embedded_server(data_dir: Path, *, extra_configuration: str = "") -> Iterato
             flock(users, LOCK_SH)
             _start(data_dir / "postgres", sockets, extra_configuration)
         try:
-            yield f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
+            with _started_again(data_dir, sockets, extra_configuration):
+                yield f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
         finally:
             with _starting_or_stopping(data_dir):
                 flock(users, LOCK_SH | LOCK_NB)
@@ -68,6 +77,31 @@ def embedded_server(data_dir: Path, *, extra_configuration: str = "") -> Iterato
                     _stop(data_dir / "postgres")
                     if sockets.parent != data_dir:
                         shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def _started_again(data_dir: Path, sockets: Path, extra_configuration: str) -> Iterator[None]:
+    """Meanwhile, start the server again where it was killed; one that was stopped stays so."""
+    leaving, cluster = Event(), data_dir / "postgres"
+
+    def watch() -> None:
+        while not leaving.wait(_LOOK_S):
+            if not _killed(cluster):
+                continue
+            with _starting_or_stopping(data_dir):
+                _log.warning("embedded.killed", pgdata=str(cluster))
+                try:
+                    _start(cluster, sockets, extra_configuration)
+                except EmbeddedServerError as error:  # at first, because processes of the killed one are still ending
+                    _log.warning("embedded.not_started", error=str(error))
+
+    watching = Thread(target=watch, name="embedded server", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        watching.join()
 
 
 @contextmanager
@@ -102,6 +136,9 @@ def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
         beside.rename(cluster)
     elif _running(cluster):
         return
+    elif _killed(cluster):  # PostgreSQL takes whoever has that number now for its server, and does not start
+        for left in (cluster / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
+            left.unlink(missing_ok=True)
     (cluster / "postgresql.conf").write_text(_CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
     log = cluster.parent / "postgres.log"
     options = f"-c unix_socket_directories='{sockets}'"
@@ -130,12 +167,41 @@ def _buffers() -> int:
 
 
 def _running(cluster: Path) -> bool:
-    return (
-        subprocess.run(
+    number = _number(cluster)
+    return number is not None and _is_server(number, cluster)
+
+
+def _killed(cluster: Path) -> bool:
+    """Whether there was no time for the server to say that it goes: it has left its number behind."""
+    number = _number(cluster)
+    return number is not None and not _is_server(number, cluster)
+
+
+def _number(cluster: Path) -> int | None:
+    """The number of the process that says it is the server."""
+    try:
+        return int((cluster / "postmaster.pid").read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None
+
+
+def _is_server(number: int, cluster: Path) -> bool:
+    """Whether that process is the server.
+
+    After the power was cut, or in another container, the number may be any other's; and where nobody takes note of the
+    dead, the server's own for long. `pg_ctl status` says of both that it runs.
+    """
+    if not Path("/proc/self/cmdline").exists():
+        status = subprocess.run(
             _command("pg_ctl", "status", "--pgdata", str(cluster)), capture_output=True, check=False
-        ).returncode
-        == 0
-    )
+        )
+        return status.returncode == 0
+    with suppress(ChildProcessError):  # it is our own child where we are the first process of a container
+        os.waitpid(number, os.WNOHANG)
+    try:
+        return os.fsencode(cluster) in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _stop(cluster: Path) -> None:

@@ -340,6 +340,22 @@ _FURTHER_PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "getProof": {403: "Only staff may.", 409: "Not under a checkpoint yet; `Retry-After` says when to ask again."},
 }
 """What single queries can answer beside what all can."""
+_PROBLEM: Final[dict[str, Any]] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+_STANDING: Final[dict[str, Any]] = {"application/json": {"schema": {"type": "object"}}}
+_TEXT: Final[dict[str, Any]] = {"text/plain": {"schema": {"type": "string"}}}
+_SYSTEM: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    "health": {"200": {"description": "How it is.", "content": _STANDING}},
+    "ready": {
+        "200": {"description": "Send requests here.", "content": _STANDING},
+        "503": {"description": "The database is away; do not.", "content": _STANDING},
+    },
+    "metrics": {"200": {"description": "In Prometheus' text format.", "content": _TEXT}},
+    "explainProblem": {
+        "200": {"description": "What it means.", "content": _TEXT},
+        "404": {"description": "There is no such kind of problem.", "content": _PROBLEM},
+    },
+}
+"""What can be answered outside the two halves."""
 _CONDITIONAL: Final = {"If-None-Match": "304 if it still has this ETag."}
 _MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
 _NOT_MODIFIED: Final = {"description": "It still has the ETag that `If-None-Match` named."}
@@ -436,6 +452,8 @@ def _complete(
     for path in document["paths"].values():
         for method, operation in path.items():
             headers = {"Commands": _COMMAND_HEADERS, "Queries": _QUERY_HEADERS}.get(operation["tags"][0], {})
+            if operation["tags"] == ["System"]:
+                operation["responses"] = _SYSTEM[operation["operationId"]]
             if operation["operationId"] in ("getTicket", "getAttachment"):
                 headers = headers | _CONDITIONAL
                 operation["responses"]["304"] = _NOT_MODIFIED

@@ -16,7 +16,7 @@ from msgspec import Struct
 from api.auth import Unauthorized
 from api.files.storage import StorageAway
 from projections.cursors import BadCursor
-from tickets.connections import CONNECTION_LOST
+from tickets.connections import CONNECTION_LOST, OUT_OF_SERVICE
 from tickets.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -266,7 +266,7 @@ def allow(methods: Iterable[str]) -> str:
 
 
 def on_connection_lost(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """The database went away under a query."""
+    """The database went away under a query, or has no room for what it takes."""
     _log.warning("query.database_away", error=repr(error), path=request.url.path)
     return problem(request.url.path, "ledger-unavailable", str(LedgerUnavailable()))
 
@@ -291,7 +291,7 @@ HANDLERS: Final[dict[int | type[Exception], Any]] = {
     BadCursor: on_bad_cursor,
     HTTPException: on_http_exception,
     StorageAway: on_storage_away,
-    **dict.fromkeys(CONNECTION_LOST, on_connection_lost),
+    **dict.fromkeys((*CONNECTION_LOST, *OUT_OF_SERVICE), on_connection_lost),
     Exception: on_unexpected,
 }
 """For every exception that a request can end with, its answer."""

@@ -97,7 +97,8 @@ class Settings(Struct, frozen=True, kw_only=True, rename="upper"):
     """How many commands may wait for the ledger; one more is answered 503 at once."""
     max_body_bytes: Positive = 1_048_576
     database_pool_size: Positive = 8
-    database_timeout_ms: Positive = 5_000
+    database_timeout_ms: Positive = 4_000
+    """How long one statement may take, and in all a request a tenth longer."""
     ticket_cache_size: Positive = 10_000
     upload_dir: Path | None = None
     """Where files are received, and kept where there is no storage_url; by default `uploads` in data_dir."""

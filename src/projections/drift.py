@@ -25,6 +25,8 @@ COMPARED: Final[dict[str, Projection]] = {name: one for name, one in PROJECTIONS
 """The read models that have rows of one ticket."""
 
 _EXAMPLES: Final = 20
+_PATIENCE_S: Final = 60.0
+"""How long one statement may take; what does not answer then never will."""
 _REMEMBERED: Final = 100
 """So many tickets that were found not to be right are looked at again, one each time, until they are."""
 
@@ -97,7 +99,7 @@ class Sampler:
 
     async def look(self) -> None:
         """Look at one ticket, and again at the one that has waited longest of those that were not right."""
-        async with connected(self._dsn) as connection:
+        async with connected(self._dsn, statement_timeout=_PATIENCE_S) as connection:
             again = next(iter(self.found), None)
             for stream_id in {await sample(connection), again} - {None}:
                 assert stream_id is not None  # noqa: S101 - for the type checker

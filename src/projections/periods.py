@@ -27,7 +27,7 @@ from projections.lists import COLUMN, TOTALS_EXACT_UPTO, Filter, Page, Sort, aft
 from projections.past import tickets_at
 from projections.projection import Projection, Row, Step
 from projections.tickets import RANK, document, first_breach
-from tickets.connections import Pool
+from tickets.connections import Pool, in_transaction
 from tickets.ledger import Ledger
 
 _COLUMNS: Final = (
@@ -101,7 +101,7 @@ def then(what: str, where: str, further: str = "") -> str:
 @asynccontextmanager
 async def planned(pool: Pool) -> AsyncIterator["PoolConnectionProxy[Record]"]:
     """A connection that plans each question for its own moment: a plan for any moment takes a hundred times as long."""
-    async with pool.acquire() as connection, connection.transaction(readonly=True):
+    async with pool.acquire() as connection, in_transaction(connection, readonly=True):
         await connection.execute("set local plan_cache_mode = force_custom_plan")
         yield connection
 

@@ -31,7 +31,7 @@ from projections.projection import LIVE, Envelope, Projection, Row, Step, decode
 from projections.texts import TEXTS
 from projections.tickets import TICKETS
 from tickets import mapper
-from tickets.connections import CONNECTION_LOST, POISONED, Connection
+from tickets.connections import CONNECTION_LOST, POISONED, Connection, in_transaction
 from tickets.events import Fact, PersonSeen, TicketEvent
 from tickets.ledger import Ledger, Raw, read
 from tickets.ticket import Ticket, evolve
@@ -315,7 +315,7 @@ async def catch_up(
 
     Raises OtherVersion.
     """
-    async with connection.transaction():
+    async with in_transaction(connection):
         # The lock on the checkpoints is what a rebuild takes to swap its tables in.
         checkpoints = await checkpoints_of(connection, lock=True)
         if others := await of_other_versions(connection):
@@ -350,7 +350,7 @@ async def take_in(
     parked = {(row[0], row[1]) for row in await connection.fetch(f"select projection, stream_id from {schema}.parked")}
     rows, given_up = rows_of(batch, fold, positions, parked)
     try:
-        async with connection.transaction():
+        async with in_transaction(connection):
             for name, new in rows.items():
                 await write(connection, PROJECTIONS[name], new, schema)
             await park(connection, given_up, schema)

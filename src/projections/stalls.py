@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from projections.runner import LEADER, PROJECTIONS
-from tickets.connections import CONNECTION_LOST, Connection
+from tickets.connections import CONNECTION_LOST, Connection, in_transaction
 
 HELD: Final = ("ledger.head", "read_model.checkpoints")
 A_MOMENT: Final = timedelta(seconds=1)
@@ -104,7 +104,7 @@ async def look(connection: Connection, before: Standing | None = None) -> Standi
         before.parked if before else 0,
     )
     try:
-        async with connection.transaction(readonly=True):
+        async with in_transaction(connection, readonly=True):
             await connection.execute(f"set local lock_timeout = '{_LOCK_PATIENCE}'")
             ((behind, oldest, moved_at, parked),) = await connection.fetch(
                 """select h.position - c.position,
@@ -122,7 +122,7 @@ async def look(connection: Connection, before: Standing | None = None) -> Standi
         row[0]: row[1]
         for row in await connection.fetch("select name::regclass::oid, name from unnest($1::text[]) name", list(HELD))
     }
-    async with connection.transaction(readonly=True):
+    async with in_transaction(connection, readonly=True):
         # As whoever it signed in as: the role that the service works as is not told what others do.
         await connection.execute("set local role none")
         now: datetime = await connection.fetchval("select now()")

@@ -34,7 +34,7 @@ from tickets.commands import (
     decide,
     scanned,
 )
-from tickets.connections import CONNECTION_LOST
+from tickets.connections import CONNECTION_LOST, OUT_OF_SERVICE
 from tickets.errors import IdempotencyKeyReused, NotFound, Refusal, TooContended, VersionMismatch
 from tickets.events import By, CommentAdded, CommentEdited, CommentFact, Metadata, PersonSeen, TicketEvent
 from tickets.ledger import Ledger
@@ -335,7 +335,10 @@ class Handler:
             return
         try:
             await snapshots.keep(self._ledger.pool, ticket)
-        except CONNECTION_LOST as error:  # the command that it came with is done or will say so itself
+        except (
+            *CONNECTION_LOST,
+            *OUT_OF_SERVICE,
+        ) as error:  # the command is done, or says so itself
             _log.warning("snapshot.not_kept", error=repr(error), ticket_id=str(ticket.id))
 
     def _remember(self, ticket: Ticket) -> None:

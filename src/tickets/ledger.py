@@ -11,11 +11,10 @@ from functools import partial
 from typing import Self
 from uuid import UUID
 
-import asyncpg
 from msgspec import Struct
 
 from tickets import mapper
-from tickets.connections import Connection, Pool, connect, service_settings
+from tickets.connections import PATIENCE_S, Connection, Pool, connect, pooled
 from tickets.events import Fact
 from tickets.writer import Append, Outcome, Writer
 
@@ -130,10 +129,6 @@ async def read_these(source: Pool | Connection, stream_ids: Sequence[UUID], *, u
     return [Stored(*row) for row in rows]
 
 
-async def _nothing_to_reset(_connection: object) -> None:
-    """Spare the round trip: nobody who borrows a connection changes its session."""
-
-
 class Ledger:
     """The record. Use it as `async with Ledger.open(dsn) as ledger`."""
 
@@ -154,7 +149,7 @@ class Ledger:
         queue_limit: int = 1024,
         batch_limit: int = 256,
         pool_size: int = 8,
-        timeout: float = 5.0,
+        timeout: float = PATIENCE_S,
     ) -> AsyncIterator[Self]:
         """A ledger with its writer running.
 
@@ -162,16 +157,8 @@ class Ledger:
         append of unknown fate is pursued, is bounded by `timeout` seconds. On leaving, what was accepted
         is answered first.
         """
-        async with asyncpg.create_pool(
-            dsn,
-            min_size=1,
-            max_size=pool_size,
-            timeout=timeout,
-            command_timeout=timeout,
-            server_settings=service_settings(purpose="queries"),
-            reset=_nothing_to_reset,
-        ) as pool:
-            reconnect = partial(connect, dsn, timeout=timeout, purpose="writer")
+        async with pooled(dsn, size=pool_size, timeout=timeout, purpose="queries") as pool:
+            reconnect = partial(connect, dsn, timeout=timeout, statement_timeout=timeout, purpose="writer")
             limits = {"queue_limit": queue_limit, "batch_limit": batch_limit}
             ledger = cls(pool, lambda heard: Writer(reconnect, heard, timeout=timeout, **limits))
             writing = asyncio.create_task(ledger._writer.run(await reconnect()), name="ledger writer")

@@ -118,7 +118,11 @@ class Writer:
         prepared = _prepare(append)
         self._queue.append(prepared)
         self._wake.set()
-        return await prepared.answer
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await prepared.answer
+        except TimeoutError:
+            raise OutcomeUnknown from None
 
     def stop(self) -> None:
         """End `run` once everything that waits is committed."""

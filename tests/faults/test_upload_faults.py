@@ -24,7 +24,7 @@ from api.files.housekeeping import sweep
 from api.files.storage import Storage
 from tests.api.test_storage import ATTACHMENTS, TICKETS, files_in, grow_old, text
 from tests.conftest import NEW_TICKET, NO_CERTIFICATES, Service, eventually, token
-from tests.faults.test_service_faults import signer
+from tests.faults.clients import signer
 from tests.projections.test_runner import level
 from tests.tickets.test_integrity import verified
 from tickets.connections import Connection
@@ -39,16 +39,17 @@ COMMON = [text(size) for size in SIZES]
 class Crowd:
     """Clients that have a ticket each and attach one file after the other to it, whatever happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = CLIENTS) -> None:
+        self._size = size
         self.url = ""
         self.acknowledged: dict[str, str] = {}
         """The SHA-256 of each attachment that was answered 201, by its id."""
-        self.unanswered = 0
+        self.unanswered = self.refused = 0
         self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._client(number)) for number in range(CLIENTS)]
+        self._tasks = [asyncio.create_task(self._client(number)) for number in range(self._size)]
 
     async def leave(self) -> None:
         """Each finishes what it has begun."""
@@ -94,7 +95,23 @@ class Crowd:
                     assert answer.status_code == 201, answer.text
                     made: dict[str, Any] = answer.json()
                     return made
+                self.refused += 1
             await asyncio.sleep(0.05)
+
+
+async def assert_all_files_are_there(crowd: Crowd, service: Service, owner: Connection) -> set[str]:
+    """What was acknowledged is there, and each upload once, however often it was sent. The SHA-256 of each content."""
+    facts = [
+        msgspec.json.decode(row["state"])
+        for row in await owner.fetch("select state from ledger.events where topic = 'ticket.attachment_added.v1'")
+    ]
+    assert {fact["attachment_id"]: fact["sha256"] for fact in facts} == crowd.acknowledged
+    assert len(facts) == len(crowd.acknowledged)
+    async with client(service) as http:
+        for attachment_id, expected in crowd.acknowledged.items():
+            answer = await http.get(f"{ATTACHMENTS}/{attachment_id}")
+            assert (answer.status_code, sha256(answer.content).hexdigest()) == (200, expected)
+    return {fact["sha256"] for fact in facts}
 
 
 async def begin_to_upload(url: str, ticket: str, incoming: Path) -> asyncio.StreamWriter:
@@ -146,24 +163,14 @@ async def test_killed_again_and_again_it_loses_no_file_and_names_none_that_it_do
     assert crowd.unanswered >= KILLS, "it hurt each time"
     await eventually(lambda: level(owner))
 
-    # What was acknowledged is there, and each upload once, however often it was sent.
-    facts = [
-        msgspec.json.decode(row["state"])
-        for row in await owner.fetch("select state from ledger.events where topic = 'ticket.attachment_added.v1'")
-    ]
-    assert {fact["attachment_id"]: fact["sha256"] for fact in facts} == crowd.acknowledged
-    assert len(facts) == len(crowd.acknowledged)
-    async with client(service) as http:
-        for attachment_id, expected in crowd.acknowledged.items():
-            answer = await http.get(f"{ATTACHMENTS}/{attachment_id}")
-            assert (answer.status_code, sha256(answer.content).hexdigest()) == (200, expected)
+    facts = await assert_all_files_are_there(crowd, service, owner)
     assert (await verified(owner, signer(tmp_path))).finding is None
 
     # No fact without its bytes, no bytes but under their own name, and none without a fact once all is settled.
     kept = files_in(objects)
     for name, path in kept.items():
         assert (sha256(path.read_bytes()).hexdigest(), path.parent.name) == (name, name[:2])
-    assert set(kept) == {fact["sha256"] for fact in facts}
+    assert set(kept) == facts
 
     # What the killed ones were receiving is nobody's, and goes when it is old.
     assert len(left) >= KILLS

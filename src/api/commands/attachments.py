@@ -8,7 +8,7 @@ from uuid import UUID
 
 from litestar import Response, delete, post
 
-from api.commands.handling import COMMAND, about, handled, ticket_of
+from api.commands.handling import COMMAND, UPLOAD, about, handled, ticket_of
 from api.openapi import answers
 from api.problems import Problem
 from api.requests import Answer, ApiRequest, asked, installation, no_body
@@ -25,7 +25,7 @@ _SOME_FILE: Final = Attach(filename="", content_type="", size=0, sha256="")
     operation_id="addAttachment",
     status_code=201,
     responses=answers(201, AttachmentView, "The new attachment."),
-    **COMMAND,
+    **UPLOAD,
 )
 async def add_attachment(request: ApiRequest, ticket_id: UUID) -> Answer:
     """Attach a file: multipart/form-data with one part, `file`. Its content must be what its extension says."""

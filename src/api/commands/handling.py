@@ -7,18 +7,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from uuid import UUID
 
+from api.deadlines import answered_in_time
 from api.requests import ApiRequest, asked, before_command, header, installation
 from tickets.commands import Command
 from tickets.connections import Pool
-from tickets.errors import NotFound
+from tickets.errors import NotFound, OutcomeUnknown
 from tickets.handler import Answer
 
-COMMAND: Final[dict[str, Any]] = {
+UPLOAD: Final[dict[str, Any]] = {
     "before_request": before_command,
     "security": [{"bearer": []}],
     "tags": ["Commands"],
 }
-"""What every command's route has."""
+"""What the route of a command has that takes as long as its file does."""
+
+COMMAND: Final[dict[str, Any]] = {**UPLOAD, "middleware": [answered_in_time(OutcomeUnknown)]}
+"""What every other command's route has."""
 
 
 async def handled(request: ApiRequest, command: Command, ticket_id: UUID | None) -> Answer:

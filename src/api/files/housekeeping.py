@@ -30,6 +30,9 @@ _RESCANNED_AT_ONCE: Final = 20
 _ABANDONED: Final = timedelta(hours=1)
 """After this, what an upload left that never came to its end is nobody's any more."""
 
+_PATIENCE_S: Final = 60.0
+"""How long one statement may take; what does not answer then never will."""
+
 _LOOKS: Final = 20
 _BETWEEN_LOOKS_S: Final = 0.05
 
@@ -84,7 +87,10 @@ async def sweep(storage: Storage, dsn: str, retention: timedelta, abandoned: tim
     _forget_abandoned(storage, abandoned)
     removed, before = 0, datetime.now(UTC) - abandoned
     async for sha256 in _unnamed(storage, dsn, retention, before):
-        async with content_lock(dsn, sha256, shared=False), connected(dsn) as connection:
+        async with (
+            content_lock(dsn, sha256, shared=False, patience=_PATIENCE_S),
+            connected(dsn, statement_timeout=_PATIENCE_S) as connection,
+        ):
             if not await _knows_all(connection):
                 _log.warning("sweep.postponed", reason="the read model of attachments does not know all facts")
                 return removed
@@ -114,7 +120,7 @@ async def _knows_all(connection: Connection) -> bool:
 
 
 async def _unnamed(storage: Storage, dsn: str, retention: timedelta, before: datetime) -> AsyncIterator[str]:
-    async with connected(dsn) as connection:
+    async with connected(dsn, statement_timeout=_PATIENCE_S) as connection:
         async for some in storage.all():
             old = [one.sha256 for one in some if one.modified_at < before]
             named = await attachments.named(connection, old, retention)

@@ -19,7 +19,7 @@ from api.problems import Problem
 from api.requests import ApiRequest
 from api.settings import Settings
 from tickets.commands import Attach
-from tickets.connections import connected
+from tickets.connections import PATIENCE_S, connected
 from tickets.values import Scan
 
 _INSPECTED_AT_ONCE: Final = 2
@@ -115,9 +115,9 @@ class Files:
 
 
 @asynccontextmanager
-async def content_lock(dsn: str, sha256: str, *, shared: bool) -> AsyncIterator[None]:
+async def content_lock(dsn: str, sha256: str, *, shared: bool, patience: float = PATIENCE_S) -> AsyncIterator[None]:
     """Keep others from removing (shared) or attaching (not shared) what has this SHA-256."""
     kind = "_shared" if shared else ""
-    async with connected(dsn) as connection, connection.transaction():
-        await connection.execute(f"select pg_advisory_xact_lock{kind}($1)", int(sha256[:15], 16) ^ _CONTENT)
-        yield
+    async with connected(dsn, statement_timeout=patience) as connection:
+        await connection.execute(f"select pg_advisory_lock{kind}($1)", int(sha256[:15], 16) ^ _CONTENT)
+        yield  # it is given back with the connection, of which nothing has to come any more

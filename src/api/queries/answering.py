@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from api.deadlines import answered_in_time
 from api.problems import InvalidRequest
 from api.requests import Answer, ApiRequest, before_query, installation
 from projections import past, tickets
@@ -18,7 +19,7 @@ from projections.cursors import Stretch
 from projections.lists import TOTALS_EXACT_UPTO
 from projections.projection import Step
 from tickets.commands import may
-from tickets.errors import NotFound
+from tickets.errors import LedgerUnavailable, NotFound
 from tickets.permissions import Actor, Permission
 from tickets.ticket import Ticket
 
@@ -26,12 +27,15 @@ Moment = Annotated[datetime, Meta(tz=True)]
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
 
-QUERY: Final[dict[str, Any]] = {
+FEED: Final[dict[str, Any]] = {
     "before_request": before_query,
     "security": [{"bearer": []}],
     "tags": ["Queries"],
 }
-"""What every query's route has."""
+"""What the route of a query has that may wait for what comes."""
+
+QUERY: Final[dict[str, Any]] = {**FEED, "middleware": [answered_in_time(LedgerUnavailable)]}
+"""What every other query's route has."""
 
 encode: Final = msgspec.json.Encoder().encode
 

@@ -22,7 +22,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from api.observing import FEED_POLLS, FEED_STREAMS
 from api.openapi import answers
 from api.problems import InvalidRequest, Problem
-from api.queries.answering import QUERY, document, visible_ticket
+from api.queries.answering import FEED, document, visible_ticket
 from api.requests import ApiRequest, Installation, header, installation, query
 from projections.feed import TOPICS, Batch, BeyondTheLedger, Happened, Tail, Wanted, topics_of
 from projections.history import Entry, without_addresses
@@ -173,7 +173,7 @@ def event(served: Installation, wanted: Wanted, one: Happened) -> bytes:
     "/events",
     operation_id="listEvents",
     responses=answers(200, EventList, "Some events; with `Accept: text/event-stream`, all that come, as they come."),
-    **QUERY,
+    **FEED,
 )
 async def list_events(request: ApiRequest) -> ASGIApp:
     """What happened to the tickets that the caller may see, each fact once and in order."""

@@ -1,0 +1,85 @@
+"""The disk is full, that of the database and of the files: it says so, acknowledges nothing, and goes on by itself.
+
+Deliberately absent: a storage of files that is away or read-only by itself (tests/api/test_storage.py).
+"""
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+
+from tests.conftest import start_service
+from tests.faults import clusters
+from tests.faults.clients import Crowd, assert_that_is_what_happened
+from tests.faults.conftest import Tell
+from tests.faults.disks import small
+from tests.faults.test_connection_faults import HEALED_S, LONGEST_S
+from tests.faults.test_upload_faults import Crowd as Uploaders
+from tests.faults.test_upload_faults import assert_all_files_are_there
+from tickets.connections import connected
+
+FILLS = int(os.environ.get("DISK_FILLS", "1"))
+"""How often the disk is filled."""
+
+
+async def _keep_full(ballast: Path) -> None:
+    """Take what there is, and what becomes free."""
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+        while True:
+            await asyncio.sleep(0.05)
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                continue
+
+
+async def _both_are_refused(crowd: Crowd, uploaders: Uploaders) -> None:
+    commands, files = len(crowd.refusals) + 16, uploaders.refused + 4
+    await crowd.until(lambda: len(crowd.refusals) >= commands and uploaders.refused >= files, timeout=60)
+
+
+async def test_while_the_disk_is_full_nothing_is_acknowledged_and_once_there_is_room_all_goes_on(
+    original: Path, tmp_path: Path, chance: random.Random, tell: Tell
+) -> None:
+    with (
+        small(tmp_path, 160) as disk,
+        clusters.copied(original, disk / "data", started=False) as cluster,
+    ):
+        service = await asyncio.to_thread(
+            start_service, "", tmp_path, DATABASE_URL="", DATA_DIR=str(cluster.folder), LOG_LEVEL="WARNING"
+        )
+        crowd, uploaders = Crowd(8, chance=chance), Uploaders(2)
+        try:
+            crowd.url = uploaders.url = service.url
+            crowd.start()
+            uploaders.start()
+            for _ in range(FILLS):
+                await crowd.acknowledges(20)
+                await uploaders.attaches(2)
+                crowd.slowest = 0
+                filling = asyncio.create_task(_keep_full(disk / "ballast"))
+                await _both_are_refused(crowd, uploaders)
+                filling.cancel()
+                (disk / "ballast").unlink()
+                healed = time.monotonic()
+                took = await crowd.answers(healed, HEALED_S)
+                await uploaders.attaches(2)
+                tell(f"disk full: the slowest request took {crowd.slowest:.2f} s, healed after {took:.2f} s")
+                assert crowd.slowest < LONGEST_S
+            await crowd.leave()
+            await uploaders.leave()
+            async with connected(cluster.dsn, role=None) as owner:
+                await assert_that_is_what_happened(crowd, owner, cluster.dsn, cluster.folder, alone=False)
+                await assert_all_files_are_there(uploaders, service, owner)
+            assert "Traceback" not in service.log.read_text(), "it is no fault of the service"
+            assert await asyncio.to_thread(service.stop) == 0
+        finally:
+            service.process.kill()
+            service.process.wait()
