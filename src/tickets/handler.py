@@ -46,6 +46,7 @@ from tickets.writer import Append, Outcome
 _KEYS: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:idempotency-key")
 _EVENTS_SHOWN: Final = 100
 _FACTS_A_SNAPSHOT: Final = 500
+_AWAY_OR_FULL: Final = (*CONNECTION_LOST, *OUT_OF_SERVICE)
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -335,10 +336,7 @@ class Handler:
             return
         try:
             await snapshots.keep(self._ledger.pool, ticket)
-        except (
-            *CONNECTION_LOST,
-            *OUT_OF_SERVICE,
-        ) as error:  # the command is done, or says so itself
+        except _AWAY_OR_FULL as error:  # the command that it came with is done or will say so itself
             _log.warning("snapshot.not_kept", error=repr(error), ticket_id=str(ticket.id))
 
     def _remember(self, ticket: Ticket) -> None:

@@ -8,7 +8,12 @@ import os
 import random
 import time
 from pathlib import Path
+from uuid import UUID
 
+import pytest
+from msgspec.structs import replace
+
+from api.problems import HANDLERS, on_connection_lost
 from tests.conftest import start_service
 from tests.faults import clusters
 from tests.faults.clients import Crowd, assert_that_is_what_happened
@@ -17,7 +22,13 @@ from tests.faults.disks import small
 from tests.faults.test_connection_faults import HEALED_S, LONGEST_S
 from tests.faults.test_upload_faults import Crowd as Uploaders
 from tests.faults.test_upload_faults import assert_all_files_are_there
-from tickets.connections import connected
+from tests.projections.test_runner import ASKED
+from tickets import snapshots
+from tickets.commands import Create
+from tickets.connections import OUT_OF_SERVICE, Connection, connected
+from tickets.handler import Handler
+from tickets.ledger import Ledger
+from tickets.values import Category
 
 FILLS = int(os.environ.get("DISK_FILLS", "1"))
 """How often the disk is filled."""
@@ -83,3 +94,26 @@ async def test_while_the_disk_is_full_nothing_is_acknowledged_and_once_there_is_
         finally:
             service.process.kill()
             service.process.wait()
+
+
+async def test_where_postgresql_takes_nothing_any_more_that_is_503_and_no_snapshot_makes_an_error_of_what_is_done(
+    ledger: Ledger, owner: Connection
+) -> None:
+    """It says so by the same kind of error, and here it can be had for new connections alone."""
+    handler = Handler(ledger, _nobody)
+    made = Create(title="Number one", description="…", category=Category.INCIDENT)
+    ticket = (await handler.handle(made, None, ASKED)).ticket
+    await owner.execute(
+        f"alter database {await owner.fetchval('select current_database()')} set default_transaction_read_only = on"
+    )
+    await ledger.pool.expire_connections()
+    with pytest.raises(OUT_OF_SERVICE):
+        await snapshots.keep(ledger.pool, ticket)
+    await handler._keep_if_worth_it(replace(ticket, version=500), 499)
+    with pytest.raises(OUT_OF_SERVICE) as refused:
+        await handler.handle(made, None, ASKED)  # a number is drawn for it
+    assert on_connection_lost in (HANDLERS.get(kind) for kind in refused.type.__mro__)
+
+
+async def _nobody(_person_id: UUID) -> None:
+    return None
