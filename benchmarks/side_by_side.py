@@ -93,9 +93,11 @@ async def _asked(
     answered = await wrk(
         f"http://127.0.0.1:{side.port}", requests, bench.folder, connections=connections, seconds=seconds
     )
+    bench.say(f"{what} {side.name}: {answered.rate:,.1f}/s, p99 {answered.p99_ms:,.1f} ms")
     assert not answered.refused, f"{side.name}, {what}: {answered.refused} of {answered.answered} refused"
     assert not answered.broken, f"{side.name}, {what}: {answered.broken} of {answered.answered} never came"
-    return {f"{what} {side.name}": answered.rate, f"{what} {side.name} p99": answered.p99_ms}
+    # Where not even the first answer came in time, there was at most one.
+    return {f"{what} {side.name}": max(answered.rate, 1 / seconds), f"{what} {side.name} p99": answered.p99_ms}
 
 
 def _ratios(one: Mapping[str, float]) -> dict[str, float]:
@@ -104,7 +106,8 @@ def _ratios(one: Mapping[str, float]) -> dict[str, float]:
         what, _, side = key.partition(" ")
         if side == "ours":
             found[f"{what} ratio"] = one[key] / one[f"{what} peer"]
-            found[f"{what} p99 ratio"] = one[f"{what} ours p99"] / one[f"{what} peer p99"]
+            theirs = one[f"{what} peer p99"]
+            found[f"{what} p99 ratio"] = one[f"{what} ours p99"] / theirs if theirs else 0.0
     small, large = (one.get(f"list@{size}x{_COMPARED_AT} ours") for size in (10_000, 1_000_000))
     return found | ({"list-growth": small / large} if small and large else {})
 
