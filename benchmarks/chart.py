@@ -26,12 +26,13 @@ def chart(results: Sequence[Result], at: str) -> str | None:
     work = [key.partition("@")[0] for key in values if key.endswith(f"@{at} ratio") and " p99 " not in key]
     if not work:
         return None
+    tickets, _, connections = at.partition("x")
     rows = []
     longest = max(values[f"{one}@{at} ratio"].value for one in work)
     for number, one in enumerate(work):
         ours, theirs, ratio = (values[f"{one}@{at} {which}"] for which in ("ours", "peer", "ratio"))
         y = 48 + number * _ROW
-        name = escape(ours.what.partition(",")[0] if one != "list" else "a list with filters, sorted")
+        name = escape(ours.what.partition(f", {int(tickets):,} tickets")[0])
         rows.append(
             f'<text x="{_LEFT - 12}" y="{y + 15}" text-anchor="end">{name}</text>'
             f'<rect class="ours" x="{_LEFT}" y="{y}" width="{ratio.value / longest * _BAR:.1f}" height="11" rx="2"/>'
@@ -39,7 +40,6 @@ def chart(results: Sequence[Result], at: str) -> str | None:
             f'<text class="number" x="{_LEFT + _BAR + 12}" y="{y + 15}">'
             f"{ratio.value:.1f} times ({ours.value:,.0f}/s : {theirs.value:,.0f}/s)</text>"
         )
-    tickets, _, connections = at.partition("x")
     height = 60 + len(work) * _ROW
     title = f"Requests a second beside FastAPI with SQLAlchemy: {int(tickets):,} tickets, {connections} connections"
     return (

@@ -121,14 +121,13 @@ async def search(
     total = offset + len(rows)
     if rows and rows[0][7] is not None:
         total = rows[0][7]
-    elif wanted == _summed(wanted):
-        of_kind = (wanted.status, wanted.priority, wanted.category, wanted.environment)
-        countable = total = await fitting(pool, *of_kind, visible_to=wanted.visible_to)
     elif more or cursor is not None or not rows:
-        total = await pool.fetchval(
-            f"select count(*) from (select from {source} limit {countable + 1}) t",
-            *counted,
-        )
+        if wanted == _summed(wanted):
+            of_kind = (wanted.status, wanted.priority, wanted.category, wanted.environment)
+            countable = total = await fitting(pool, *of_kind, visible_to=wanted.visible_to)
+        else:
+            counting = f"select count(*) from (select from {source} limit {countable + 1}) t"
+            total = await pool.fetchval(counting, *counted)
     docs = [shown(*row[:SHOWN_COLUMNS], internal=wanted.visible_to is None) for row in rows]
     if wanted.q is not None:
         found = await snippets(pool, [row[6] for row in rows], wanted.q, internal=wanted.visible_to is None)

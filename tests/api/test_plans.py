@@ -4,7 +4,6 @@ The planner is told to avoid sequential scans, so that small tables are asked as
 statistics then count those that it could not avoid. Deliberately absent: what the answers are.
 """
 
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,9 @@ BOUNDED: Final = {
     "read_model.parked": "what could not be digested: read whole by those who tell of it",
 }
 """Tables that do not grow with the ledger, and why."""
+
+_ANSWERED: Final = {200, 303, 400, 503}
+"""400 where a route wants parameters; 503 for a proof of what is under no checkpoint yet."""
 
 FILTERS: Final = (
     *("status=NEW", "status=NEW&status=OPEN", "priority=P1", "category=INCIDENT", "environment=PRODUCTION"),
@@ -46,8 +48,9 @@ async def test_no_query_reads_a_table_that_grows_from_end_to_end(dsn: str, owner
                 if not query.startswith("q="):
                     desk.looked(TICKETS, f"{query}&as_of={{after_the_last_public}}", who)
         with service.client(Role.ADMIN) as admin:
-            for path in chain(OF_THE_SERVICE.values(), (path.split("{")[0] for path in FOR_STAFF)):
-                admin.get(path)
+            for path in (*OF_THE_SERVICE.values(), *FOR_STAFF):
+                asked = admin.get(path.replace("{ticket_id:uuid}", desk.ticket_id))
+                assert asked.status_code in _ANSWERED, asked.text
             assert admin.delete(desk.url).status_code == 204
             assert admin.post(f"{desk.url}/restore").status_code == 200
     finally:
