@@ -29,7 +29,8 @@ TICKETS: Final = "/api/v1/tickets"
 @pytest.fixture
 def word() -> str:
     """A word that is nowhere else."""
-    return "zq" + uuid4().hex[:12].translate(str.maketrans("0123456789", "ghijklmnop")) + "t"  # as its own stem
+    # It has a vowel and no ending, so that it is its own stem, and its plural's.
+    return "zoq" + uuid4().hex[:12].translate(str.maketrans("0123456789", "ghijklmnop")) + "q"
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,9 @@ async def test_restored_to_a_point_in_time_the_ledger_is_whole_and_is_told_from_
 ) -> None:
     archive, base, signed = tmp_path / "archive", tmp_path / "base", tmp_path / "signed"
     archive.mkdir()
-    archiving = f'archive_mode = on\narchive_command = \'cp "%p" "{archive}/%f"\'\nwal_level = replica\n'
+    # Renamed once it is whole: a segment that is still being copied is none.
+    archives = f'cp "%p" "{archive}/%f.part" && mv "{archive}/%f.part" "{archive}/%f"'
+    archiving = f"archive_mode = on\narchive_command = '{archives}'\nwal_level = replica\n"
     with clusters.copied(original, tmp_path / "first", archiving) as cluster:
         async with Ledger.open(cluster.dsn) as ledger, signing(cluster.dsn, signed) as signs:
             await live(ledger, 4)
