@@ -174,7 +174,8 @@ def _running(cluster: Path) -> bool:
 def _killed(cluster: Path) -> bool:
     """Whether there was no time for the server to say that it goes: it has left its number behind."""
     number = _number(cluster)
-    return number is not None and not _is_server(number, cluster)
+    # Asked for again, because one that has just been stopped takes it away before it ends.
+    return number is not None and not _is_server(number, cluster) and _number(cluster) == number
 
 
 def _number(cluster: Path) -> int | None:
