@@ -35,7 +35,7 @@ from api.queries import QUERIES, QUERY_ROUTES
 from api.queries.system import explain_problem, health, metrics, ready
 from api.requests import Installation
 from api.settings import PARTS, Part, Settings
-from projections import people
+from projections import history, people, tickets
 from projections.drift import Sampler
 from projections.feed import Tail
 from projections.freshness import Freshness
@@ -96,6 +96,8 @@ async def application(
                 cache_size=settings.ticket_cache_size,
             ),
             people=People(ledger),
+            tickets=tickets.finding(ledger.pool),
+            histories=history.reading(ledger.pool),
             freshness=freshness,
             watch=Watch(),
             sampler=Sampler(dsn, seconds=settings.drift_sample_seconds, found=DRIFTED.set),

@@ -24,7 +24,9 @@ from api.settings import Settings
 from projections.drift import Sampler
 from projections.feed import Tail
 from projections.freshness import Freshness
+from projections.history import Reading
 from projections.stalls import Watch
+from projections.tickets import Finding
 from tickets.handler import Asked, Handler
 from tickets.ledger import Ledger
 from tickets.people import People
@@ -54,6 +56,8 @@ class Installation(Struct, frozen=True, kw_only=True):
     ledger: Ledger
     handler: Handler
     people: People
+    tickets: Finding
+    histories: Reading
     freshness: Freshness
     watch: Watch
     sampler: Sampler

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from projections.cursors import Stretch
 from projections.projection import Envelope, Projection, Row, Step, is_parked
+from tickets.batching import Batched
 from tickets.connections import Pool
 from tickets.events import (
     Assigned,
@@ -239,39 +240,61 @@ HISTORY: Final = Projection(
 )
 
 
-async def read(
-    pool: Pool,
-    ticket_id: UUID,
-    *,
-    internal: bool,
-    actions: Sequence[Action] = (),
-    after: int = 0,
-    page_size: int = 20,
-    offset: int = 0,
-) -> Stretch:
-    """A page of a ticket's audit trail, from the position `after` on, with what only staff may know or without."""
-    wanted = list(actions) or list(Action)
-    rows = await pool.fetch(
-        """select position, entry from read_model.history
-           where ticket_id = $1 and action = any($2::text[]) and position > $3 and (not internal or $4)
-           order by position limit $5 offset $6""",
-        ticket_id,
-        wanted,
-        after,
-        internal,
-        page_size + 1,
-        offset,
-    )
-    total, stale = await pool.fetchrow(
-        f"""select count(*), {is_parked("history", "$1")} from (select from read_model.history
-           where ticket_id = $1 and action = any($2::text[]) and (not internal or $3) limit 10001) h""",
-        ticket_id,
-        wanted,
-        internal,
-    ) or (0, False)
-    more = len(rows) > page_size
-    rows = rows[:page_size]
-    return Stretch([row[1] for row in rows], total, rows[-1][0] if more else None, stale)
+class Wanted(Struct, frozen=True, kw_only=True):
+    """A page of a ticket's audit trail."""
+
+    ticket_id: UUID
+    visible_to: UUID | None = None
+    """Whose ticket it has to be, who is shown nothing internal; None is staff."""
+    actions: tuple[Action, ...] = ()
+    """Only these; none is all."""
+    after: int = 0
+    """The position after which it begins."""
+    page_size: int = 20
+
+
+Reading = Batched[Wanted, Stretch | None]
+"""The page, or None where there is no such ticket for that reader."""
+
+_TOTAL_UPTO: Final = 10_001
+_FITS: Final = """(w.visible_to is null or not h.internal)
+                   and (w.actions is null or h.action = any(string_to_array(w.actions, ',')))"""
+_READ: Final = f"""
+select w.n, {is_parked("history", "w.ticket_id")} as stale, positions, entries,
+       case when w.after = 0 and cardinality(positions) < w.size then cardinality(positions)
+            else (select count(*) from (select from read_model.history h where h.ticket_id = w.ticket_id and {_FITS}
+                                        limit {_TOTAL_UPTO}) all_of_it) end as total
+from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::int[])
+       with ordinality w(ticket_id, visible_to, actions, after, size, n)
+     join read_model.tickets t on t.ticket_id = w.ticket_id and (w.visible_to is null or w.visible_to = t.requester_id),
+     lateral (select coalesce(array_agg(position order by position), '{{}}') as positions,
+                     coalesce(array_agg(entry order by position), '{{}}') as entries
+              from (select h.position, h.entry from read_model.history h
+                    where h.ticket_id = w.ticket_id and h.position > w.after and {_FITS}
+                    order by h.position limit w.size) of_it) page
+"""
+
+
+def reading(pool: Pool) -> Reading:
+    """Pages of audit trails, for all who ask at the same time at once."""
+
+    async def pages(wanted: Sequence[Wanted]) -> list[Stretch | None]:
+        rows = await pool.fetch(
+            _READ,
+            [one.ticket_id for one in wanted],
+            [one.visible_to for one in wanted],
+            [",".join(one.actions) or None for one in wanted],
+            [one.after for one in wanted],
+            [one.page_size + 1 for one in wanted],
+        )
+        found: list[Stretch | None] = [None] * len(wanted)
+        for n, stale, positions, entries, total in rows:
+            size = wanted[n - 1].page_size
+            more = len(positions) > size
+            found[n - 1] = Stretch(entries[:size], total, positions[size - 1] if more else None, stale)
+        return found
+
+    return Batched(pages)
 
 
 def without_addresses(document: bytes) -> bytes:

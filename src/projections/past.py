@@ -6,7 +6,7 @@ Deliberately absent: who may see it; `internal` is whether what only staff may k
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final, TypeVar, cast
@@ -87,17 +87,15 @@ async def tickets_at(ledger: Ledger, ticket_ids: Sequence[UUID], at: datetime) -
     return {ticket_id: ticket for ticket_id, ticket in folded.items() if ticket is not None}
 
 
-def history_then(
-    lived: Sequence[Step], *, internal: bool, actions: Collection[Action] = (), after: int = 0, page_size: int = 20
-) -> Stretch:
-    """A page of the audit trail as it was after these steps; otherwise as history.read."""
-    wanted = set(actions or Action)
+def history_then(lived: Sequence[Step], wanted: history.Wanted) -> Stretch:
+    """A page of the audit trail as it was after these steps; whose ticket it is, is seen to."""
+    internal, actions = wanted.visible_to is None, set(wanted.actions or Action)
     fitting = [
         (step.envelope.position, step)
         for step in lived
-        if (internal or not _is_internal(step)) and history.ACTIONS[type(step.fact)] in wanted
+        if (internal or not _is_internal(step)) and history.ACTIONS[type(step.fact)] in actions
     ]
-    shown, next_after = _page(fitting, after, page_size)
+    shown, next_after = _page(fitting, wanted.after, wanted.page_size)
     return Stretch([history.HISTORY.rows(step)[0][-1] for step in shown], len(fitting), next_after)
 
 

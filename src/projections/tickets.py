@@ -11,9 +11,11 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
+from asyncpg import Record
 from msgspec import UNSET, Struct, UnsetType
 
 from projections.projection import Projection, Row, Step, is_parked
+from tickets.batching import Batched
 from tickets.connections import Pool
 from tickets.lifecycle import Status
 from tickets.sla import Priority, breach_at
@@ -211,11 +213,27 @@ SHOWN_COLUMNS: Final = 5
 """What `shown` wants to know, as columns, and how many."""
 
 
-async def find(pool: Pool, ticket_id: UUID, *, internal: bool) -> Found | None:
+Finding = Batched[UUID, Record | None]
+
+
+def finding(pool: Pool) -> Finding:
+    """For `find`: the rows of tickets, for all who ask at the same time at once."""
+
+    async def rows(ticket_ids: Sequence[UUID]) -> list[Record | None]:
+        found = await pool.fetch(
+            f"""select {SHOWN}, version, requester_id, ticket_id from read_model.tickets
+                where ticket_id = any($1::uuid[])""",
+            ticket_ids,
+        )
+        of_ids = {row[7]: row for row in found}
+        return [of_ids.get(one) for one in ticket_ids]
+
+    return Batched(rows)
+
+
+async def find(finding: Finding, ticket_id: UUID, *, internal: bool) -> Found | None:
     """One ticket as it is now, deleted or not; `internal` is whether internal comments count."""
-    row = await pool.fetchrow(
-        f"select {SHOWN}, version, requester_id from read_model.tickets where ticket_id = $1", ticket_id
-    )
+    row = await finding(ticket_id)
     return None if row is None else Found(shown(*row[:SHOWN_COLUMNS], internal=internal), row[5], row[6], stale=row[4])
 
 

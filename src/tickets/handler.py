@@ -5,7 +5,6 @@ decision: facts are only appended to the version that they were decided on, and 
 a state that was read from the ledger for it. Deliberately absent: rules (commands.py) and HTTP.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -20,6 +19,7 @@ from msgspec.structs import replace
 from uuid_utils.compat import uuid7
 
 from tickets import snapshots
+from tickets.batching import Batched
 from tickets.commands import (
     AddComment,
     Assign,
@@ -97,7 +97,7 @@ class Handler:
         self.policy: Final = policy or Policy()
         self._cache: LRUCache[UUID, Ticket] = LRUCache(cache_size)
         self._attempts = attempts
-        self._numbers = _Numbers(ledger)
+        self._number: Batched[None, int] = Batched(lambda waiting: ledger.ticket_numbers(len(waiting)))
 
     async def handle(self, command: Command, ticket_id: UUID | None, asked: Asked) -> Answer:
         """Do what the command asks, once.
@@ -173,7 +173,7 @@ class Handler:
         ticket_id, at = uuid7(), datetime.now(UTC)
         # Refused before a number is drawn: a refusal should leave no gap.
         create(command, ticket_id=ticket_id, number="", actor=asked.actor, at=at, policy=self.policy)
-        number = f"TKT-{at.year}-{await self._numbers.next():06d}"
+        number = f"TKT-{at.year}-{await self._number(None):06d}"
         facts = create(command, ticket_id=ticket_id, number=number, actor=asked.actor, at=at, policy=self.policy)
         for _ in range(self._attempts):
             outcome = await self._append(ticket_id, 0, facts, asked, command_id, fingerprint)
@@ -368,33 +368,3 @@ def _appending(
         facts=tuple((fact, about) for fact in facts),
         fingerprint=fingerprint,
     )
-
-
-class _Numbers:
-    """Draws ticket numbers for all who wait for one at the same time in one query."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._waiting: list[asyncio.Future[int]] = []
-        self._drawing: asyncio.Task[None] | None = None
-
-    async def next(self) -> int:
-        number: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append(number)
-        if self._drawing is None or self._drawing.done():
-            self._drawing = asyncio.create_task(self._draw())
-        return await number
-
-    async def _draw(self) -> None:
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            try:
-                numbers = await self._ledger.ticket_numbers(len(waiting))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
-                for future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for future, number in zip(waiting, numbers, strict=True):
-                if not future.done():
-                    future.set_result(number)

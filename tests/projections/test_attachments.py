@@ -12,8 +12,7 @@ from msgspec.structs import replace
 
 from projections import attachments, tickets
 from projections.attachments import AttachmentView
-from projections.history import Entry
-from projections.history import read as read_history
+from projections.history import Entry, Wanted, reading
 from projections.projection import decode_metadata
 from tests.conftest import eventually
 from tests.projections.test_runner import assert_all_is_as_it_should_be, level, running
@@ -61,7 +60,8 @@ async def attach(handler: Handler, ticket_id: UUID, file: Attach = A_FILE, **ask
 
 
 async def history(ledger: Ledger, ticket_id: UUID) -> list[Entry]:
-    found = await read_history(ledger.pool, ticket_id, internal=True, page_size=100)
+    found = await reading(ledger.pool)(Wanted(ticket_id=ticket_id, page_size=100))
+    assert found is not None
     return [msgspec.json.decode(doc, type=Entry) for doc in found.docs]
 
 
@@ -181,7 +181,7 @@ async def test_files_are_listed_in_the_order_they_came_a_page_at_a_time(
     assert [one.filename for one in found] == ["0.log", "2.log", "3.log", "4.log"]
     assert {(one.ticket_id, one.uploaded_by.username, one.size) for one in found} == {(ticket_id, "ada", 7)}
     assert await attachments.find(ledger.pool, ids[0]) == found[0]
-    ticket = await tickets.find(ledger.pool, ticket_id, internal=False)
+    ticket = await tickets.find(tickets.finding(ledger.pool), ticket_id, internal=False)
     assert ticket is not None
     assert msgspec.json.decode(ticket.doc)["attachment_count"] == 4
 

@@ -70,7 +70,7 @@ async def test_a_position_from_a_command_can_be_read_as_soon_as_waiting_for_it_e
                 (ticket_id,) = await live(ledger, 1)
                 assert await freshness.wait_for(ledger.newest, 5)
                 assert freshness.projected >= ledger.newest
-                assert await tickets.find(elsewhere.pool, ticket_id, internal=True) is not None
+                assert await tickets.find(tickets.finding(elsewhere.pool), ticket_id, internal=True) is not None
             assert elsewhere.newest == ledger.newest, "and it heard how far the ledger is"
     assert await level(owner)
 

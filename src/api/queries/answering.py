@@ -82,7 +82,7 @@ class ListedOfTicket(Listed, kw_only=True):
 
 async def visible_ticket(request: ApiRequest, ticket_id: UUID) -> tickets.Found:
     """The ticket in the read model, if the caller may see it. Raises NotFound."""
-    found = await tickets.find(installation(request).ledger.pool, ticket_id, internal=request.user.is_staff)
+    found = await tickets.find(installation(request).tickets, ticket_id, internal=request.user.is_staff)
     if found is None or not (request.user.is_staff or found.requester_id == request.user.id):
         raise NotFound
     return found

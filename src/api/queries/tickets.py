@@ -272,16 +272,20 @@ async def get_history(request: ApiRequest, ticket_id: UUID) -> Answer:
     served, wanted = installation(request), query(request, HistoryQuery)
     position = served.freshness.projected
     upto = await version_then(request, ticket_id, wanted.version, wanted.as_of)
-    internal, actions, after, page_size = request.user.is_staff, wanted.action, wanted.after, wanted.page_size
+    page = history.Wanted(
+        ticket_id=ticket_id,
+        visible_to=None if request.user.is_staff else request.user.id,
+        actions=wanted.action,
+        after=wanted.after,
+        page_size=wanted.page_size,
+    )
     if upto is None:
-        await visible_ticket(request, ticket_id)
-        read = await history.read(
-            served.ledger.pool, ticket_id, internal=internal, actions=actions, after=after, page_size=page_size
-        )
+        read = await served.histories(page)
+        if read is None:
+            raise NotFound
     else:
         position = max(position, served.ledger.newest)
-        found = await lived(request, ticket_id, upto)
-        read = past.history_then(found, internal=internal, actions=actions, after=after, page_size=page_size)
+        read = past.history_then(await lived(request, ticket_id, upto), page)
     entries = read.docs if request.user.is_staff else [history.without_addresses(one) for one in read.docs]
     return growing(request, entries, wanted, read, position)
 
