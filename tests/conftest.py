@@ -251,6 +251,11 @@ async def eventually(check: Callable[[], Awaitable[bool]], timeout: float = 10) 
         await asyncio.sleep(0.02)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: much of what tests do is wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_finish() -> None:
     """The thousands of tests that were collected stay: the garbage collector need not look at them again and again."""
     gc.collect()

@@ -10,7 +10,7 @@ tickets (tickets.py), and numbers as they were (periods.py).
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
@@ -108,29 +108,27 @@ async def read(pool: Pool, *, visible_to: UUID | None = None) -> Counts:
     return counts_of(tuple(row) for row in rows)
 
 
-async def fitting(
-    pool: Pool,
+def fitting(
     status: Sequence[Status],
     priority: Sequence[Priority],
     category: Sequence[Category],
     environment: Sequence[Environment],
     *,
     visible_to: UUID | None,
-) -> int:
-    """How many tickets are of one of these of each, where there are any; of what somebody sees."""
-    cells: list[str] | None = None
+    arguments: list[Any],
+) -> str:
+    """SQL: how many tickets are of one of these of each, where there are any; of what somebody sees.
+
+    Its arguments are added.
+    """
+    arguments.append(_scope(visible_to))
+    among = f"where scope = ${len(arguments)} and kind = 'cell'"
     if status or priority or category or environment:
         environments: Iterable[str] = environment or (*Environment, _NONE)
-        cells = [
-            "/".join(one) for one in product(status or Status, priority or Priority, category or Category, environments)
-        ]
-    n: int = await pool.fetchval(
-        f"""select coalesce(sum(n), 0)::bigint from read_model.counts
-            where scope = $1 and kind = 'cell' and {"$2::text[] is null" if cells is None else "value = any($2)"}""",
-        _scope(visible_to),
-        cells,
-    )
-    return n
+        cells = product(status or Status, priority or Priority, category or Category, environments)
+        arguments.append(["/".join(one) for one in cells])
+        among += f" and value = any(${len(arguments)}::text[])"
+    return f"(select coalesce(sum(n), 0)::bigint from read_model.counts {among})"
 
 
 def _scope(visible_to: UUID | None) -> str:

@@ -15,9 +15,10 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
+from projections import texts
 from projections.counts import fitting
 from projections.cursors import BadCursor, Moment, cursor_after, read_cursor
-from projections.texts import FEW, LOOKED_AT, expected, is_common, snippets
+from projections.texts import FEW, LOOKED_AT, is_common, snippets
 from projections.tickets import SHOWN, SHOWN_COLUMNS, shown
 from tickets.connections import Connection, Pool
 from tickets.lifecycle import Status
@@ -100,57 +101,67 @@ async def search(
     source, hits, countable = f"read_model.tickets where {where}", "null::bigint", TOTALS_EXACT_UPTO
     if wanted.q is not None:
         arguments.append(wanted.q)
-        texts = await expected(pool, wanted.q)
-        if texts > FEW and is_common(texts, **await _expected(pool, where, arguments[:-1])):
-            source = _asked_one_by_one(where, len(arguments), wanted, ranked=sort is Sort.RELEVANCE)
-            countable = LOOKED_AT
+        having = await texts.expected(pool, wanted.q)
+        if having > FEW and is_common(having, **await _expected(pool, where, arguments[:-1])):
+            ranked = sort is Sort.RELEVANCE
+            source, countable = _asked_one_by_one(where, len(arguments), wanted, ranked=ranked), LOOKED_AT
+            hits = "count(*) over ()" if ranked and cursor is None else hits
         else:
             source, hits = _looked_up(where, len(arguments), wanted), "hits"
-    counted = list(arguments)
+    counting, counted = f"select count(*) from (select from {source} limit {countable + 1}) t", list(arguments)
+    if summed := _is_summed(wanted):
+        counting, counted = f"select {_sum(wanted, of_it := list[Any]())}", of_it
+        hits = _sum(wanted, arguments)
     after = "" if cursor is None else after_cursor(cursor, sort, arguments, descending=descending)
     order = "desc" if descending else "asc"
+    in_order = f"order by {column} {order}, ticket_id {order}"
     offset = 0 if cursor is not None else (page - 1) * page_size
-    rows = await pool.fetch(
-        f"""select {SHOWN}, {column}, ticket_id, {hits}
-            from {source}{after}
-            order by {column} {order}, ticket_id {order} limit {page_size + 1} offset {offset}""",
-        *arguments,
-    )
+    selected = f"""select {SHOWN}, {column}, ticket_id, {hits} from {source}{after}
+                   {in_order} limit {page_size + 1} offset {offset}"""
+    if wanted.q is not None:
+        found = snippets("page.ticket_id", *_query(len(counted), wanted))
+        selected = f"select page.*, {found} from ({selected}) page {in_order}"
+    rows = await pool.fetch(selected, *arguments)
     more = len(rows) > page_size
     rows = rows[:page_size]
     total = offset + len(rows)
     if rows and rows[0][7] is not None:
         total = rows[0][7]
     elif more or cursor is not None or not rows:
-        if wanted == _summed(wanted):
-            of_kind = (wanted.status, wanted.priority, wanted.category, wanted.environment)
-            countable = total = await fitting(pool, *of_kind, visible_to=wanted.visible_to)
-        else:
-            counting = f"select count(*) from (select from {source} limit {countable + 1}) t"
-            total = await pool.fetchval(counting, *counted)
+        total = await pool.fetchval(counting, *counted)
     docs = [shown(*row[:SHOWN_COLUMNS], internal=wanted.visible_to is None) for row in rows]
     if wanted.q is not None:
-        found = await snippets(pool, [row[6] for row in rows], wanted.q, internal=wanted.visible_to is None)
         docs = [
-            b'%b,"highlights":%b}' % (doc[:-1], msgspec.json.encode(found[row[6]]))
+            b'%b,"highlights":%b}' % (doc[:-1], msgspec.json.encode([texts.shown(one) for one in row[8]]))
             for doc, row in zip(docs, rows, strict=True)
         ]
     return Page(
         docs=docs,
-        total=min(total, countable),
-        total_is_exact=total <= countable,
+        total=total if summed else min(total, countable),
+        total_is_exact=summed or total <= countable,
         next_cursor=cursor_after((sort, descending, rows[-1][5], rows[-1][6])) if more else None,
     )
 
 
-def _summed(wanted: Filter) -> Filter:
-    """The part of it that sums are kept of."""
-    return Filter(
+def _is_summed(wanted: Filter) -> bool:
+    """Whether sums are kept of all that it asks for."""
+    return wanted == Filter(
         status=wanted.status,
         priority=wanted.priority,
         category=wanted.category,
         environment=wanted.environment,
         visible_to=wanted.visible_to,
+    )
+
+
+def _sum(wanted: Filter, arguments: list[Any]) -> str:
+    return fitting(
+        wanted.status,
+        wanted.priority,
+        wanted.category,
+        wanted.environment,
+        visible_to=wanted.visible_to,
+        arguments=arguments,
     )
 
 
@@ -197,14 +208,15 @@ def _asked_one_by_one(where: str, q: int, wanted: Filter, *, ranked: bool) -> st
     newest = f"order by created_at desc limit {LOOKED_AT + 1}" if ranked else ""
     return f"""(select t.*, hit.rank from read_model.tickets t, lateral
                   (select max(ts_rank(x.words, {query}))::float8 as rank from read_model.texts x
-                   where x.ticket_id = t.ticket_id and x.words @@ {query}{visible}) hit
+                   where x.ticket_id = t.ticket_id and {texts.asked(query)}{visible}) hit
                 where {where} and hit.rank is not null {newest}) found
                where true"""
 
 
 def _query(q: int, wanted: Filter) -> tuple[str, str]:
     visible = "" if wanted.visible_to is None else " and not x.internal"
-    return f"websearch_to_tsquery('english', ${q})", visible
+    # Within a query of its own, so that it is not made anew for each row.
+    return f"(select websearch_to_tsquery('english', ${q}))", visible
 
 
 def after_cursor(cursor: str, sort: Sort, arguments: list[Any], *, descending: bool) -> str:

@@ -7,7 +7,6 @@ lists and their filters (tickets.py), which use what is here.
 from collections.abc import Sequence
 from html import escape
 from typing import Final
-from uuid import UUID
 
 from projections.projection import Projection, Row, Step
 from tickets.connections import Pool
@@ -66,21 +65,20 @@ def is_common(texts: int, *, fitting: int, tickets: int) -> bool:
     return asked * _ASKED < texts
 
 
-async def snippets(pool: Pool, ticket_ids: Sequence[UUID], q: str, *, internal: bool) -> dict[UUID, list[str]]:
-    """For each ticket the best places that have what is asked for: HTML, with the words in <mark>."""
-    rows = await pool.fetch(
-        """select t.ticket_id, ts_headline('english', t.said, q, $4) as found
-           from unnest($1::uuid[]) w(ticket_id), websearch_to_tsquery('english', $2) q,
-             lateral (select x.ticket_id, trim(x.title || ' ' || x.said) as said from read_model.texts x
-                      where x.ticket_id = w.ticket_id and x.words @@ q and (not x.internal or $3)
-                      order by ts_rank(x.words, q) desc, x.position desc limit $5) t""",
-        ticket_ids,
-        q,
-        internal,
-        f"StartSel={_MARK[0]}, StopSel={_MARK[1]}, MaxWords=30, MinWords=12",
-        _SNIPPETS,
-    )
-    found: dict[UUID, list[str]] = {ticket_id: [] for ticket_id in ticket_ids}
-    for ticket_id, text in rows:
-        found[ticket_id].append(escape(text).replace(_MARK[0], "<mark>").replace(_MARK[1], "</mark>"))
-    return found
+def snippets(ticket: str, query: str, visible: str) -> str:
+    """SQL: the best places of a ticket that have what is asked for, marked, as an array; for `shown`."""
+    marked = f"StartSel={_MARK[0]}, StopSel={_MARK[1]}, MaxWords=30, MinWords=12"
+    return f"""array(select ts_headline('english', best.text, {query}, '{marked}')
+        from (select trim(x.title || ' ' || x.said) as text from read_model.texts x
+              where x.ticket_id = {ticket} and {asked(query)}{visible}
+              order by ts_rank(x.words, {query}) desc, x.position desc limit {_SNIPPETS}) best)"""
+
+
+def asked(query: str) -> str:
+    """SQL: whether one of few texts `x` has the words: it is looked at, and not all that have them are looked up."""
+    return f"(x.words @@ {query}) is true"
+
+
+def shown(snippet: str) -> str:
+    """A snippet as HTML, with the words in <mark>."""
+    return escape(snippet).replace(_MARK[0], "<mark>").replace(_MARK[1], "</mark>")

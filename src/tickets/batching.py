@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-_MOST: Final = 100
+_MOST: Final = 64
 """So many are asked for in one statement: the next ones should not wait for long."""
 
 

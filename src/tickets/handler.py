@@ -97,6 +97,7 @@ class Handler:
         self.policy: Final = policy or Policy()
         self._cache: LRUCache[UUID, Ticket] = LRUCache(cache_size)
         self._attempts = attempts
+        self._snapshots = snapshots.finding(ledger.pool)
         self._number: Batched[None, int] = Batched(lambda waiting: ledger.ticket_numbers(len(waiting)))
 
     async def handle(self, command: Command, ticket_id: UUID | None, asked: Asked) -> Answer:
@@ -118,7 +119,7 @@ class Handler:
 
     async def ticket(self, ticket_id: UUID, *, upto: int | None = None) -> Ticket | None:
         """A ticket read from the ledger, at its newest version or at `upto`."""
-        kept = await snapshots.find(self._ledger.pool, ticket_id, upto=upto)
+        kept = await snapshots.find(self._snapshots, ticket_id, upto=upto)
         return await self._read_on(ticket_id, kept, upto)
 
     async def consider(self, command: Change, ticket_id: UUID, asked: Asked, *, whole: bool) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from tickets import mapper
+from tickets.batching import Batched
 from tickets.connections import PATIENCE_S, Connection, Pool, connect, pooled
 from tickets.events import Fact
 from tickets.writer import Append, Outcome, Writer
@@ -129,6 +130,10 @@ async def read_these(source: Pool | Connection, stream_ids: Sequence[UUID], *, u
     return [Stored(*row) for row in rows]
 
 
+_Stretch = tuple[UUID, int, int]
+"""A stream, after which version it begins, and with which it ends."""
+
+
 class Ledger:
     """The record. Use it as `async with Ledger.open(dsn) as ledger`."""
 
@@ -139,6 +144,8 @@ class Ledger:
         """The newest position that this process knows of."""
         self._listeners: list[Callable[[int], None]] = []
         self._writer = writer(self.heard_of)
+        self._stretch: Batched[_Stretch, list[tuple[str, bytes]]] = Batched(self._stretches)
+        self._outcome: Batched[UUID, Outcome | None] = Batched(self._outcomes)
 
     @classmethod
     @asynccontextmanager
@@ -214,14 +221,20 @@ class Ledger:
 
     async def facts(self, stream_id: UUID, *, after: int = 0, upto: int | None = None) -> list[Fact]:
         """As `load`, but the facts alone: what deciding and replaying need."""
+        return mapper.decode_all(await self._stretch((stream_id, after, 2**31 - 1 if upto is None else upto)))
+
+    async def _stretches(self, wanted: Sequence[_Stretch]) -> list[list[tuple[str, bytes]]]:
         rows = await self.pool.fetch(
-            """select topic, state from ledger.events
-               where stream_id = $1 and version > $2 and version <= $3 order by version""",
-            stream_id,
-            after,
-            2**31 - 1 if upto is None else upto,
+            """select w.n, e.topic, e.state
+               from unnest($1::uuid[], $2::int[], $3::int[]) with ordinality w(stream_id, after, upto, n)
+               join ledger.events e on e.stream_id = w.stream_id and e.version > w.after and e.version <= w.upto
+               order by w.n, e.version""",
+            *map(list, zip(*wanted, strict=True)),
         )
-        return mapper.decode_all(rows)
+        found: list[list[tuple[str, bytes]]] = [[] for _ in wanted]
+        for n, topic, state in rows:
+            found[n - 1].append((topic, state))
+        return found
 
     async def facts_of(self, command_id: UUID, outcome: Outcome) -> tuple[Fact, ...]:
         """The facts that a command added, whose outcome this was."""
@@ -291,11 +304,16 @@ class Ledger:
 
     async def outcome(self, command_id: UUID) -> Outcome | None:
         """What became of a command, if it was ever accepted."""
-        row = await self.pool.fetchrow(
-            "select stream_id, version, position, fingerprint from ledger.commands where command_id = $1",
-            command_id,
+        return await self._outcome(command_id)
+
+    async def _outcomes(self, command_ids: Sequence[UUID]) -> list[Outcome | None]:
+        rows = await self.pool.fetch(
+            """select command_id, stream_id, version, position, fingerprint from ledger.commands
+               where command_id = any($1::uuid[])""",
+            command_ids,
         )
-        return None if row is None else Outcome("duplicate", *row)
+        found = {row[0]: Outcome("duplicate", *row[1:]) for row in rows}
+        return [found.get(one) for one in command_ids]
 
     async def head(self) -> int:
         """The newest position of all."""

@@ -4,6 +4,7 @@ Not part of the record: they can be thrown away at any time, and one that other 
 Deliberately absent: when one is worth keeping (handler.py).
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +16,7 @@ from immutables import Map
 from msgspec.structs import replace
 
 from tickets import events, ticket
+from tickets.batching import Batched
 from tickets.connections import Pool
 from tickets.events import By
 from tickets.ticket import Attachment, Comment, Ticket
@@ -89,12 +91,32 @@ async def keep(pool: Pool, kept: Ticket) -> None:
     )
 
 
-async def find(pool: Pool, ticket_id: UUID, *, upto: int | None = None) -> Ticket | None:
+_Asked = tuple[UUID, int]
+"""Whose snapshot, and up to which version."""
+
+Finding = Batched[_Asked, bytes | None]
+
+
+def finding(pool: Pool) -> Finding:
+    """For `find`: the snapshots of tickets, for all who ask at the same time at once."""
+
+    async def states(asked: Sequence[_Asked]) -> list[bytes | None]:
+        rows = await pool.fetch(
+            """select w.n, s.state
+               from unnest($1::uuid[], $2::int[]) with ordinality w(stream_id, upto, n)
+               join ledger.snapshots s on s.stream_id = w.stream_id and s.version <= w.upto
+               where s.made_by = $3""",
+            [one[0] for one in asked],
+            [one[1] for one in asked],
+            _MADE_BY,
+        )
+        found: dict[int, bytes] = {row[0]: row[1] for row in rows}
+        return [found.get(n) for n in range(1, len(asked) + 1)]
+
+    return Batched(states)
+
+
+async def find(finding: Finding, ticket_id: UUID, *, upto: int | None = None) -> Ticket | None:
     """The ticket as it was kept, if it was, and at no version later than `upto`."""
-    state = await pool.fetchval(
-        "select state from ledger.snapshots where stream_id = $1 and made_by = $2 and version <= $3",
-        ticket_id,
-        _MADE_BY,
-        2**31 - 1 if upto is None else upto,
-    )
+    state = await finding((ticket_id, 2**31 - 1 if upto is None else upto))
     return None if state is None else _decoded(state)

@@ -175,6 +175,14 @@ def test_pages_of_a_search_follow_each_other_without_a_gap(staff: httpx.Client, 
     assert ids(find(staff, word, sort=sort, page_size=3, page=2)) == whole[3:6]
 
 
+def test_highlights_are_of_their_own_ticket(staff: httpx.Client, word: str) -> None:
+    said = {make(staff, title=f"The {name} {word}", description=f"It is {name}."): name for name in ("red", "blue")}
+    numbers = {ticket: staff.get(f"{TICKETS}/{ticket}").json()["number"] for ticket in said}
+    assert {one["id"]: one["highlights"] for one in find(staff, word)["items"]} == {
+        ticket: [f"{numbers[ticket]} The {name} <mark>{word}</mark> It is {name}."] for ticket, name in said.items()
+    }
+
+
 def test_highlights_show_the_words_and_let_no_markup_through(staff: httpx.Client, word: str) -> None:
     ticket = make(staff, title="Title", description=f"<script>alert(1)</script> & the {word} & <b>more</b>")
     say(staff, ticket, f"{word} <img src=x>")

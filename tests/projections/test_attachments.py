@@ -156,7 +156,7 @@ async def test_a_snapshot_keeps_the_files(handler: Handler, ledger: Ledger) -> N
     ticket = await handler.ticket(ticket_id)
     assert ticket is not None
     await snapshots.keep(ledger.pool, ticket)
-    assert await snapshots.find(ledger.pool, ticket_id) == ticket
+    assert await snapshots.find(snapshots.finding(ledger.pool), ticket_id) == ticket
 
 
 # The read models

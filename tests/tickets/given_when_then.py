@@ -5,7 +5,8 @@ order. Unless a test says otherwise they all happened at START and the command c
 people are the cast of every story here. Deliberately absent: tests, and rules of their own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
@@ -384,3 +385,13 @@ class Decision:
 
 def _head(at: datetime) -> dict[str, Any]:
     return {"originator_id": TICKET, "originator_version": 0, "timestamp": at}
+
+
+@contextmanager
+def told(cell: object) -> Iterator[None]:
+    """Where what is checked within does not hold, say of which cell of a table."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"in the cell {cell}")
+        raise

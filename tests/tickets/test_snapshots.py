@@ -55,7 +55,7 @@ async def a_long_life(ledger: Ledger) -> Ticket:
 async def test_what_was_kept_and_the_facts_since_make_the_same_ticket(ledger: Ledger, owner: Connection) -> None:
     ticket = await a_long_life(ledger)
     assert ticket == fold(await ledger.facts(ticket.id))  # type: ignore[arg-type] # all are about a ticket
-    kept = await snapshots.find(ledger.pool, ticket.id)
+    kept = await snapshots.find(snapshots.finding(ledger.pool), ticket.id)
     assert kept is not None
     assert ticket.version - 4 < kept.version <= ticket.version
     assert [(file.scan, file.infected) for _, file in sorted(kept.attachments.items())] == [
@@ -80,10 +80,10 @@ async def test_what_other_code_kept_is_not_looked_at_and_is_kept_anew(
 ) -> None:
     ticket = await a_long_life(ledger)
     await owner.execute("update ledger.snapshots set state = 'nonsense', made_by = 'somebody else'")
-    assert await snapshots.find(ledger.pool, ticket.id) is None
+    assert await snapshots.find(snapshots.finding(ledger.pool), ticket.id) is None
     monkeypatch.setattr(handler, "_FACTS_A_SNAPSHOT", 1)
     assert await Handler(ledger, nobody).ticket(ticket.id) == ticket
-    assert await snapshots.find(ledger.pool, ticket.id) == ticket
+    assert await snapshots.find(snapshots.finding(ledger.pool), ticket.id) == ticket
 
 
 async def test_without_any_snapshot_nothing_is_lost(ledger: Ledger, owner: Connection) -> None:
