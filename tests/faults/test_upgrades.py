@@ -115,9 +115,9 @@ async def test_restored_to_a_point_in_time_the_ledger_is_whole_and_is_told_from_
             shutil.copytree(signed / "checkpoints", tmp_path / "older")
             await asyncio.to_thread(_back_up, cluster.sockets, base)
             await live(ledger, 2)
+            await signs(point := await ledger.head())  # so that none is outside and not in the database yet
             async with connected(cluster.dsn, role=None) as owner:
                 await owner.execute("select pg_create_restore_point('noon')")
-                point = await ledger.head()
                 await live(ledger, 2)
                 await signs(await ledger.head())
                 shutil.copytree(signed / "checkpoints", tmp_path / "newer")
