@@ -176,6 +176,7 @@ async def create_indexes(connection: Connection, name: str, templates: str = LIV
     )
     for index, definition in indexes:
         if index not in there:
+            await give_way(connection)
             await connection.execute(definition.replace(f" ON {templates}.", f" ON {BESIDE}.", 1))
     asked_by: list[str] = await connection.fetchval(
         """select array_agg(distinct a.attname::text) from pg_index i

@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -21,6 +21,7 @@ from projections.beside import (
     create_indexes,
     drop_tables,
     fill,
+    give_way,
     reach,
     reached,
     unfinished,
@@ -41,6 +42,8 @@ __all__ = [
     "WorkerDied",
     "rebuild",
 ]
+
+T = TypeVar("T")
 
 _CHUNK: Final = 5_000
 _EXAMPLES: Final = 20
@@ -112,10 +115,11 @@ async def rebuild(
     wanted = {name: one for name, one in PROJECTIONS.items() if not names or name in names}
     async with connected(dsn) as connection, _alone(connection):
         job = await unfinished(connection, dsn, tuple(wanted)) or await _begun(connection, dsn, wanted)
+        workers = workers or len(os.sched_getaffinity(0))
         async with aclosing(_made(connection, job, workers)) as made:
             async for progress in made:
                 yield progress
-        for one in await _compare_all(connection, job):
+        for one in await _compare_all(connection, job, workers):
             yield one
         if swap:
             await _swap(connection, job)
@@ -135,7 +139,7 @@ async def reshape(
         if job is None:
             job = Job(uuid4(), dsn, tuple(PROJECTIONS), await _head(connection), templates)
             await begin(connection, job)
-        async with aclosing(_made(connection, job, None)) as made:
+        async with aclosing(_made(connection, job, len(os.sched_getaffinity(0)))) as made:
             async for progress in made:
                 yield progress
         async with connection.transaction():
@@ -173,23 +177,34 @@ async def _begun(connection: Connection, dsn: str, wanted: dict[str, Projection]
     return job
 
 
-async def _made(connection: Connection, job: Job, workers: int | None) -> AsyncGenerator[Progress]:
+async def _made(connection: Connection, job: Job, workers: int) -> AsyncGenerator[Progress]:
     """The tables beside, with indexes, nearly as far as they are to be."""
     taken = 0
     try:
-        async with aclosing(fill(connection, job, workers or len(os.sched_getaffinity(0)))) as filling:
+        async with aclosing(fill(connection, job, workers)) as filling:
             async for count in filling:
                 taken += count
                 yield Progress(facts=taken, of=job.upto)
     except Refused:
         # Which of two rows is the one too many depends on which was first: in the order of the ledger, then.
         await begin(connection, job, in_order=True)
-    await asyncio.gather(*(_add_indexes(job, name) for name in (*job.names, "parked")))
+    await _at_most(workers, [_add_indexes(job, name) for name in (*job.names, "parked")])
     more = True
     while more:
         async with connection.transaction():
             position, more = await _follow(connection, job)
         yield Progress(facts=position, of=max(position, job.upto))
+
+
+async def _at_most(many: int, jobs: Sequence[Awaitable[T]]) -> list[T]:
+    """Do them, so many at a time: more would only take the processors from whoever is served meanwhile."""
+    places = asyncio.Semaphore(many)
+
+    async def done(job: Awaitable[T]) -> T:
+        async with places:
+            return await job
+
+    return await asyncio.gather(*map(done, jobs))
 
 
 async def _head(connection: Connection) -> int:
@@ -212,7 +227,7 @@ async def _add_indexes(job: Job, name: str) -> None:
         await create_indexes(connection, name, job.templates)
 
 
-async def _compare_all(connection: Connection, job: Job) -> list[Compared]:
+async def _compare_all(connection: Connection, job: Job, workers: int) -> list[Compared]:
     """Both at one position, seen as of one moment, a table a session; the live ones move on meanwhile."""
     async with connected(job.dsn) as other:
         holding = other.transaction()
@@ -225,29 +240,32 @@ async def _compare_all(connection: Connection, job: Job) -> list[Compared]:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             snapshot: str = await connection.fetchval("select pg_export_snapshot()")
             await holding.rollback()
-            return await asyncio.gather(
-                *(_compare(job.dsn, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names)
+            return await _at_most(
+                workers,
+                [_compare(job.dsn, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names],
             )
 
 
 async def _compare(dsn: str, one: Projection, position: int, snapshot: str, other_version: int | None) -> Compared:
     live, beside, column = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}", one.columns[0]
-    async with connected(dsn) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
-        await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
-        # Rows are held against each other by their key, whole row against whole row: every byte counts.
-        different = f"from {live} live full join {beside} made using ({one.key}) where live is distinct from made"
-        row = await connection.fetchrow(
-            f"""select (select count(*) from {beside}), count(*) filter (where made.{column} is not null),
-                       count(*) filter (where live.{column} is not null) {different}"""
-        )
-        assert row is not None  # noqa: S101 - an aggregate always has a row
-        examples = []
-        if row[1] or row[2]:
-            key = ", ".join(f"'{name}', {name}" for name in one.columns[: one.key_columns])
-            examples = await connection.fetch(
-                f"""select json_build_object({key}), to_json(live), to_json(made) {different}
-                    order by {one.key} limit {_EXAMPLES}"""
+    async with connected(dsn) as connection:
+        await give_way(connection)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
+            # Rows are held against each other by their key, whole row against whole row: every byte counts.
+            different = f"from {live} live full join {beside} made using ({one.key}) where live is distinct from made"
+            row = await connection.fetchrow(
+                f"""select (select count(*) from {beside}), count(*) filter (where made.{column} is not null),
+                           count(*) filter (where live.{column} is not null) {different}"""
             )
+            assert row is not None  # noqa: S101 - an aggregate always has a row
+            examples = []
+            if row[1] or row[2]:
+                key = ", ".join(f"'{name}', {name}" for name in one.columns[: one.key_columns])
+                examples = await connection.fetch(
+                    f"""select json_build_object({key}), to_json(live), to_json(made) {different}
+                        order by {one.key} limit {_EXAMPLES}"""
+                )
     return Compared(
         projection=one.name,
         position=position,
