@@ -284,6 +284,8 @@ create index if not exists tickets_by_update on read_model.tickets (updated_at, 
 create index if not exists tickets_by_priority on read_model.tickets (priority, ticket_id, updated_at) where not deleted;
 create index if not exists tickets_by_status on read_model.tickets (status_rank, ticket_id, updated_at) where not deleted;
 create index if not exists tickets_of_status on read_model.tickets (status, created_at, ticket_id) where not deleted;
+-- The list that desks look at all day: what is open and urgent may be older than thousands that are new.
+create index if not exists tickets_of_status_and_priority on read_model.tickets (status, priority, created_at, ticket_id) where not deleted;
 create index if not exists tickets_of_requester on read_model.tickets (requester_id, created_at, ticket_id) where not deleted;
 create index if not exists tickets_deleted_of_requester on read_model.tickets (requester_id) where deleted;
 create index if not exists tickets_of_assignee on read_model.tickets (assignee_id, created_at, ticket_id) where not deleted;

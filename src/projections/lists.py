@@ -192,13 +192,16 @@ async def _expected(pool: Pool, where: str, arguments: Sequence[Any]) -> dict[st
 
 
 def _looked_up(where: str, q: int, wanted: Filter) -> str:
-    """The tickets with what is searched for, argument number `q`, by their words: all of them ranked and counted."""
+    """The tickets with what is searched for, argument number `q`, by their words: all that fit ranked and counted."""
     query, visible = _query(q, wanted)
+    # The limit has each ticket looked up by its id before its texts are ranked: most do not fit.
     return f"""(with hit as materialized
-                  (select x.ticket_id, max(ts_rank(x.words, {query}))::float8 as rank from read_model.texts x
+                  (select x.ticket_id, max(ts_rank(x.words, {query}))::float8 as rank
+                   from read_model.texts x,
+                        lateral (select from read_model.tickets t where t.ticket_id = x.ticket_id and {where} limit 1) t
                    where x.words @@ {query}{visible} group by x.ticket_id)
-                select t.*, hit.rank, count(*) over () as hits
-                from hit join read_model.tickets t using (ticket_id) where {where}) found
+                select t.*, hit.rank, (select count(*) from hit) as hits
+                from hit join read_model.tickets t using (ticket_id)) found
                where true"""
 
 
