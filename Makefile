@@ -24,6 +24,9 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)   ## Run the service: database and all, on port 8002
 	@exec $(BIN)/tickets serve
 
+# Where it is set, each of the hundreds of processes that tests start would compile every module anew.
+test faults check: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(READY)  ## Every test, on all processors, on a PostgreSQL of its own (or DATABASE_URL)
 	@exec $(BIN)/python -m pytest
 
