@@ -23,7 +23,7 @@ from msgspec import Struct
 import projections
 import tickets
 from projections.projection import BESIDE, LIVE, Projection, Row, Step, summed
-from projections.runner import INDIGESTIBLE, PROJECTIONS, REFUSED, Parked, park, rows_of_stream, step_of
+from projections.runner import INDIGESTIBLE, LED_BY, PROJECTIONS, REFUSED, Parked, park, rows_of_stream, step_of
 from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
 from tickets.workers import answered, asked
@@ -38,7 +38,7 @@ _PATIENCE: Final = timedelta(milliseconds=100)
 
 _PAUSE_S: Final = 0.05
 _GIVEN_WAY: Final = 20
-"""… so often before each range and no more: nobody may be keeping them up."""
+"""… so often before each range and no more: who leads may be stuck. Where nobody leads, nobody is waited for."""
 
 _MADE_BY: Final = sha256(
     b"".join(
@@ -256,7 +256,7 @@ async def give_way(connection: Connection) -> None:
     """Let whoever keeps the live read models up catch up first, if what people wrote waits for it; a while at most."""
     for _ in range(_GIVEN_WAY):
         waits = await connection.fetchval(
-            f"""select clock_timestamp() - recorded_at > $1 from ledger.events
+            f"""select clock_timestamp() - recorded_at > $1 and exists ({LED_BY}) from ledger.events
                 where position = (select min(position) + 1 from {LIVE}.checkpoints)""",
             _PATIENCE,
         )

@@ -50,6 +50,11 @@ _GATHERING_S: Final = 0.02
 at half the cost a fact. Where little happens, nobody waits."""
 
 LEADER: Final = 0x70726F6A65637473  # "projects", as the number of an advisory lock
+LED_BY: Final = f"""select pid from pg_locks
+    where locktype = 'advisory' and objsubid = 1 and granted
+      and database = (select oid from pg_database where datname = current_database())
+      and (classid::bigint << 32 | objid::bigint) = {LEADER}"""
+"""A query for the process of PostgreSQL that serves whoever leads; no row where nobody does."""
 
 _log: Final = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ import asyncpg
 import structlog
 from msgspec import Struct
 
-from projections.runner import LEADER, PROJECTIONS
+from projections.runner import LED_BY, PROJECTIONS
 from tickets.connections import CONNECTION_LOST, Connection, in_transaction
 
 HELD: Final = ("ledger.head", "read_model.checkpoints")
@@ -127,11 +127,7 @@ async def look(connection: Connection, before: Standing | None = None) -> Standi
         await connection.execute("set local role none")
         now: datetime = await connection.fetchval("select now()")
         leader = await connection.fetchrow(
-            """select a.pid, a.application_name, host(a.client_addr) from pg_locks l join pg_stat_activity a using (pid)
-               where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
-                 and l.database = (select oid from pg_database where datname = current_database())
-                 and (l.classid::bigint << 32 | l.objid::bigint) = $1""",
-            LEADER,
+            f"select pid, application_name, host(client_addr) from pg_stat_activity where pid in ({LED_BY})"
         )
         rows, since, pids = await _held(connection, tables, now)
         holders = await _holders(connection, pids)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from projections import attachments, beside, history, lists, people, tickets
 from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
-from projections.runner import PROJECTIONS
+from projections.runner import LEADER, PROJECTIONS
 from projections.status import read_status
 from tests.conftest import eventually
 from tests.projections.test_runner import (
@@ -512,15 +512,20 @@ async def test_its_processes_let_the_runner_catch_up_first_but_wait_for_nobody_f
 
     await live(ledger, 1)
     await eventually(waits)
-    async with connected(dsn) as worker:
+    async with connected(dsn) as worker, connected(dsn) as leader:
+        await leader.execute("select pg_advisory_lock($1)", LEADER)
         giving_way = asyncio.create_task(beside.give_way(worker))
-        assert await asyncio.wait({giving_way}, timeout=0.2) == (set(), {giving_way}), "the runner is behind"
+        assert await asyncio.wait({giving_way}, timeout=0.2) == (set(), {giving_way}), "the one that leads is behind"
+        await leader.execute("select pg_advisory_unlock($1)", LEADER)
+        await asyncio.wait_for(giving_way, beside._PAUSE_S * 10)
+        assert not await level(owner), "where nobody leads, nobody is waited for"
         async with running(ledger, dsn):
-            await asyncio.wait_for(giving_way, 10)
-    await live(ledger, 1)
-    await eventually(waits)
-    await asyncio.wait_for(beside.give_way(owner), 10)
-    assert not await level(owner), "it went on although nobody took that in"
+            await eventually(lambda: level(owner))
+        await live(ledger, 1)
+        await eventually(waits)
+        await leader.execute("select pg_advisory_lock($1)", LEADER)
+        await asyncio.wait_for(beside.give_way(worker), 10)
+    assert not await level(owner), "it went on although the one that leads took nothing in"
 
 
 async def test_its_processes_end_with_it_when_it_is_killed(
