@@ -52,11 +52,17 @@ class Part(Struct, frozen=True, tag=True):
 
 
 class Fault(Struct, frozen=True):
-    """Something that is not as it was written, and what comes first where there are several in one range."""
+    """Something that is not as it was written."""
 
     position: int
+    """Where at first: all before it is as it was. A seal that does not fit says so of its whole batch."""
+    rank: int
     what: str
-    order: tuple[int, int]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Of several at one position, what says most comes first."""
+        return self.position, self.rank
 
 
 class Scanned(Struct, frozen=True, tag=True, kw_only=True):
@@ -130,8 +136,8 @@ def _walked(
     expected, chain, count = wanted.after + 1, wanted.seal, 0
 
     def fault(rank: int, what: str, position: int | None = None) -> tuple[int, int, bytes, Fault]:
-        found = Fault(expected if position is None else position, what, (expected, rank))
-        return expected - 1, count, chain, found
+        bad = expected if position is None else position
+        return bad - 1, count, chain, Fault(bad, rank, what)
 
     for first, last, sealed_at, seal in (*seals, (0, LAST, None, None)):
         begun = expected
@@ -156,15 +162,14 @@ def _walked(
             expected += 1
         if begun == expected:
             continue  # nothing is there; what comes after shows it
-        expected -= 1  # where a fault of the whole batch comes: after those of its last fact
         if seal is None:
             return fault(5, "no seal covers this fact", begun)
-        if (begun, expected) != (first, last):
-            bad = expected + 1 if begun == first else begun
-            return fault(5, f"the seal covers {first} to {last}, but the facts are {begun} to {expected}", bad)
+        if (begun, expected - 1) != (first, last):
+            bad = expected if begun == first else begun
+            return fault(5, f"the seal covers {first} to {last}, but the facts are {begun} to {expected - 1}", bad)
         if raw_seal(chain, first, last, sealed_at, b"".join(leaves[begun - wanted.after - 1 :])) != seal:
             return fault(5, "the seal does not follow from the one before it and the facts that it covers", begun)
-        expected, chain, count = expected + 1, seal, count + 1
+        chain, count = seal, count + 1
     return expected - 1, count, chain, None
 
 
@@ -223,9 +228,7 @@ async def check(connection: Connection, wanted: Part) -> Checked:
         version=None
         if version is None
         else Fault(
-            version["position"],
-            f"version {version['version']} does not follow in stream {version['stream_id']}",
-            (version["position"], 2),
+            version["position"], 2, f"version {version['version']} does not follow in stream {version['stream_id']}"
         ),
         stray=stray,
         idle=idle,

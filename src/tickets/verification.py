@@ -180,7 +180,7 @@ class _Verification:
                     if following < len(ranges):
                         if one.upto < ranges[following].after:
                             bad = one.upto + 1
-                            self._walk = Fault(bad, f"there is no fact at position {bad}", (bad, 0))
+                            self._walk = Fault(bad, 0, f"there is no fact at position {bad}")
                             break
                         yield Progress(position=facts, of=top)
                 if self._walk is not None or self._signed is not None:

@@ -305,7 +305,9 @@ async def swap_two(connection: Connection, desk: Desk, luck: Random) -> Done:
 
 
 async def swap_without_hashing(connection: Connection, desk: Desk, luck: Random) -> Done:
-    one, other = sorted(luck.sample(range(1, desk.size + 1), 2))
+    begin, end = await _batch(connection, luck.randint(1, desk.size))
+    near = luck.random() < 0.5 and begin < end  # in one batch, versions may show it only after the first that is bad
+    one, other = sorted(luck.sample(range(begin, end + 1) if near else range(1, desk.size + 1), 2))
     for old, new in ((one, ASIDE), (other, one), (ASIDE, other)):
         await connection.execute("update ledger.events set position = $2 where position = $1", old, new)
     return Done((await _batch(connection, one))[0], one)
