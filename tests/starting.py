@@ -124,10 +124,11 @@ def _forking() -> socket.socket:
 
 
 def _fork_for(asks: socket.socket) -> None:
-    """Import what there is, and from then on fork."""
-    import api.app  # noqa: PLC0415 - only the process that forks
-    import api.cli  # noqa: F401, PLC0415 - as above
+    """Import what there is, have litestar import and remember what it does at its first application, and then fork."""
+    from api import app, cli  # noqa: F401, PLC0415 - only the process that forks
+    from api.settings import PARTS, Settings  # noqa: PLC0415 - as above
 
+    app._litestar(Settings(), PARTS)
     gc.collect()
     gc.freeze()
     while True:

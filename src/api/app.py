@@ -139,7 +139,7 @@ async def application(
                 )
             try:
                 app = after_its_body(
-                    _litestar(served, parts),
+                    _litestar(settings, parts),
                     longest=settings.max_file_size_mb * 1024 * 1024 + ENVELOPE,
                     patience=settings.upload_timeout_ms / 1000,
                 )
@@ -151,13 +151,13 @@ async def application(
                     task.cancel()
 
 
-def _litestar(served: Installation, parts: Collection[Part]) -> Asgi:
+def _litestar(settings: Settings, parts: Collection[Part]) -> Asgi:
     routes: list[ControllerRouterHandler] = [health, ready, metrics, explain_problem]
     halves = (*COMMAND_ROUTES * ("commands" in parts), *QUERY_ROUTES * ("queries" in parts))
     if halves:
-        routes.append(Router(served.settings.api_v1_prefix, route_handlers=[*_options(halves), *halves]))
+        routes.append(Router(settings.api_v1_prefix, route_handlers=[*_options(halves), *halves]))
     return Litestar(
-        [*routes, *openapi.documentation(routes, QUERIES, BODIES, "Ticket Service", served.settings.service_version)],
+        [*routes, *openapi.documentation(routes, QUERIES, BODIES, "Ticket Service", settings.service_version)],
         exception_handlers=HANDLERS,
         openapi_config=None,
         request_max_body_size=None,  # requests.py reads bodies, and knows the limit

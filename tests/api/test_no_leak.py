@@ -11,8 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import httpx
@@ -20,7 +19,6 @@ import pytest
 from litestar import Litestar
 
 from api import app
-from api.requests import Installation
 from api.settings import PARTS, Settings
 from projections.history import Action
 from tests.conftest import KEY, NEW_TICKET, Service, token
@@ -293,8 +291,7 @@ def traces(answer: httpx.Response, desk: Desk) -> set[str]:
 @pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
 def test_every_get_of_the_application_is_looked_at_here() -> None:
     """A route that is missing: think about what an END_USER may learn there, then add it above."""
-    served = cast("Installation", SimpleNamespace(settings=Settings(jwt_secret_key=KEY)))  # routes need no more
-    application: Any = app._litestar(served, PARTS)  # every route there is, documented or not
+    application: Any = app._litestar(Settings(jwt_secret_key=KEY), PARTS)  # every route there is, documented or not
     assert isinstance(application, Litestar)
     gets = {route.path for route in application.routes if "GET" in getattr(route, "methods", ())}
     assert gets == {*OF_A_TICKET, *FOR_STAFF, *OF_THE_SERVICE}

@@ -102,24 +102,24 @@ def _wanted(kind: type[Refusal]) -> set[str]:
 def _makings() -> Iterator[tuple[str, type[Refusal], set[str]]]:
     """Everywhere in the source that a refusal is made: where, which, and with which details."""
     for module in sorted(SRC.rglob("*.py")):
-        tree = ast.parse(module.read_text())
-        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        for node in ast.walk(tree):
-            where = f"{module.relative_to(SRC)}:{getattr(node, 'lineno', 0)}"
+        source = module.read_text()
+        if not any(name in source for name in KINDS):
+            continue  # most of them; to parse all takes each process a second
+        found = list(ast.walk(ast.parse(source)))
+        name = str(module.relative_to(SRC))
+        called = {id(node.func) for node in found if isinstance(node, ast.Call)}
+        for node in found:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
                 kind = KINDS[node.func.id]
                 passed_on = any(keyword.arg is None for keyword in node.keywords)  # **refusal.details
-                yield (
-                    where,
-                    kind,
-                    {keyword.arg or "" for keyword in node.keywords} | (_wanted(kind) if passed_on else set()),
-                )
+                details = {keyword.arg or "" for keyword in node.keywords}
+                yield f"{name}:{node.lineno}", kind, details | (_wanted(kind) if passed_on else set())
             elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name) and node.exc.id in KINDS:
-                yield where, KINDS[node.exc.id], set()
+                yield f"{name}:{node.lineno}", KINDS[node.exc.id], set()
             elif isinstance(node, ast.Call) and not _asks_for_the_kind(node):
                 for argument in node.args:  # a class that is handed on, to be made there without details
                     if isinstance(argument, ast.Name) and argument.id in KINDS and id(argument) not in called:
-                        yield where, KINDS[argument.id], set()
+                        yield f"{name}:{node.lineno}", KINDS[argument.id], set()
 
 
 def _asks_for_the_kind(call: ast.Call) -> bool:
