@@ -1,7 +1,7 @@
 """Words to search by: a ticket's own text and each comment, a row each.
 
 Found is a ticket whose own text, or one of whose comments, has all that is asked for. Deliberately absent:
-lists and their filters (tickets.py), which use what is here.
+lists and their filters (lists.py), which use what is here.
 """
 
 from collections.abc import Sequence

@@ -129,7 +129,9 @@ def first_breach(ticket: Ticket) -> datetime | None:
 
 
 def _earlier(response: datetime | None, resolution: datetime | None) -> datetime | None:
-    return min((moment for moment in (response, resolution) if moment is not None), default=None)
+    if response is None or resolution is None:
+        return response or resolution
+    return min(response, resolution)
 
 
 def _rows(step: Step) -> Sequence[Row]:
