@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 from uuid import uuid4
 
@@ -188,7 +189,7 @@ async def _made(connection: Connection, job: Job, workers: int) -> AsyncGenerato
     except Refused:
         # Which of two rows is the one too many depends on which was first: in the order of the ledger, then.
         await begin(connection, job, in_order=True)
-    await _at_most(workers, [_add_indexes(job, name) for name in (*job.names, "parked")])
+    await _in_turns(job.dsn, workers, [partial(_add_indexes, job, name) for name in (*job.names, "parked")])
     more = True
     while more:
         async with connection.transaction():
@@ -196,15 +197,17 @@ async def _made(connection: Connection, job: Job, workers: int) -> AsyncGenerato
         yield Progress(facts=position, of=max(position, job.upto))
 
 
-async def _at_most(many: int, jobs: Sequence[Awaitable[T]]) -> list[T]:
-    """Do them, so many at a time: more would only take the processors from whoever is served meanwhile."""
-    places = asyncio.Semaphore(many)
+async def _in_turns(dsn: str, many: int, jobs: Sequence[Callable[[Connection], Awaitable[T]]]) -> list[T]:
+    """Do them in so many sessions: more at once would only take the processors from whoever is served meanwhile."""
+    waiting, done = iter(enumerate(jobs)), dict[int, T]()
 
-    async def done(job: Awaitable[T]) -> T:
-        async with places:
-            return await job
+    async def session() -> None:
+        async with connected(dsn) as connection:
+            for n, job in waiting:
+                done[n] = await job(connection)
 
-    return await asyncio.gather(*map(done, jobs))
+    await asyncio.gather(*(session() for _ in range(min(many, len(jobs)))))
+    return [done[n] for n in range(len(jobs))]
 
 
 async def _head(connection: Connection) -> int:
@@ -217,14 +220,13 @@ async def _positions(connection: Connection, wanted: dict[str, Projection]) -> d
     return {one.application_name: one.notification_id for one in checkpoints if one.application_name in wanted}
 
 
-async def _add_indexes(job: Job, name: str) -> None:
+async def _add_indexes(job: Job, name: str, connection: Connection) -> None:
     """The same indexes under the same names as the live table's, made when the rows are in."""
-    async with connected(job.dsn) as connection:
-        # Each table has a session of its own: helpers of PostgreSQL's would only take turns with those.
-        await connection.execute(
-            "set maintenance_work_mem = '256MB'; set max_parallel_maintenance_workers = 0; set synchronous_commit = off"
-        )
-        await create_indexes(connection, name, job.templates)
+    # Several tables are at it at once: helpers of PostgreSQL's would only take turns with those.
+    await connection.execute(
+        "set maintenance_work_mem = '256MB'; set max_parallel_maintenance_workers = 0; set synchronous_commit = off"
+    )
+    await create_indexes(connection, name, job.templates)
 
 
 async def _compare_all(connection: Connection, job: Job, workers: int) -> list[Compared]:
@@ -240,32 +242,33 @@ async def _compare_all(connection: Connection, job: Job, workers: int) -> list[C
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             snapshot: str = await connection.fetchval("select pg_export_snapshot()")
             await holding.rollback()
-            return await _at_most(
-                workers,
-                [_compare(job.dsn, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names],
-            )
+            comparing = [
+                partial(_compare, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names
+            ]
+            return await _in_turns(job.dsn, workers, comparing)
 
 
-async def _compare(dsn: str, one: Projection, position: int, snapshot: str, other_version: int | None) -> Compared:
+async def _compare(
+    one: Projection, position: int, snapshot: str, other_version: int | None, connection: Connection
+) -> Compared:
     live, beside, column = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}", one.columns[0]
-    async with connected(dsn) as connection:
-        await give_way(connection)
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
-            # Rows are held against each other by their key, whole row against whole row: every byte counts.
-            different = f"from {live} live full join {beside} made using ({one.key}) where live is distinct from made"
-            row = await connection.fetchrow(
-                f"""select (select count(*) from {beside}), count(*) filter (where made.{column} is not null),
-                           count(*) filter (where live.{column} is not null) {different}"""
+    await give_way(connection)
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
+        # Rows are held against each other by their key, whole row against whole row: every byte counts.
+        different = f"from {live} live full join {beside} made using ({one.key}) where live is distinct from made"
+        row = await connection.fetchrow(
+            f"""select (select count(*) from {beside}), count(*) filter (where made.{column} is not null),
+                       count(*) filter (where live.{column} is not null) {different}"""
+        )
+        assert row is not None  # noqa: S101 - an aggregate always has a row
+        examples = []
+        if row[1] or row[2]:
+            key = ", ".join(f"'{name}', {name}" for name in one.columns[: one.key_columns])
+            examples = await connection.fetch(
+                f"""select json_build_object({key}), to_json(live), to_json(made) {different}
+                    order by {one.key} limit {_EXAMPLES}"""
             )
-            assert row is not None  # noqa: S101 - an aggregate always has a row
-            examples = []
-            if row[1] or row[2]:
-                key = ", ".join(f"'{name}', {name}" for name in one.columns[: one.key_columns])
-                examples = await connection.fetch(
-                    f"""select json_build_object({key}), to_json(live), to_json(made) {different}
-                        order by {one.key} limit {_EXAMPLES}"""
-                )
     return Compared(
         projection=one.name,
         position=position,

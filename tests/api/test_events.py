@@ -573,7 +573,7 @@ async def test_readers_who_are_killed_and_come_again_are_told_every_fact_once_an
     writing = asyncio.create_task(_busy(lambda: service, requester))
     try:
         for round_ in range(READER_KILLS):
-            await asyncio.sleep(chance.uniform(0.05, 0.5))
+            await asyncio.sleep(chance.uniform(0.05, 0.3))
             if round_ in {READER_KILLS // 3, 2 * READER_KILLS // 3}:
                 successor = asyncio.create_task(asyncio.to_thread(own_service))
                 service.process.kill()

@@ -142,7 +142,7 @@ async def test_while_its_database_is_away_it_says_so_at_once_and_mends_itself(tm
             crowd.url = service.url
             crowd.start()
             for _ in range(2):
-                await crowd.acknowledges(100)
+                await crowd.acknowledges(36)
                 await asyncio.to_thread(
                     embedded._run, "pg_ctl", "stop", "--silent", "--mode=immediate", "--pgdata", str(cluster)
                 )
@@ -151,7 +151,7 @@ async def test_while_its_database_is_away_it_says_so_at_once_and_mends_itself(tm
                 back = time.monotonic()
                 await crowd.acknowledges(1, timeout=5)
                 assert time.monotonic() - back < 2
-                await crowd.acknowledges(100)
+                await crowd.acknowledges(36)
             await crowd.leave()
             owner = await connect(dsn, role=None)
             try:

@@ -30,7 +30,7 @@ from tests.tickets.test_integrity import verified
 from tickets.connections import Connection
 from tickets.permissions import Role
 
-CLIENTS, KILLS = 8, int(os.environ.get("UPLOAD_KILLS", "3"))
+CLIENTS, KILLS = 8, int(os.environ.get("UPLOAD_KILLS", "2"))
 SIZES = (100, 30_000, 400_000, 1_500_000)
 COMMON = [text(size) for size in SIZES]
 """Contents that several attach at the same time."""

@@ -120,7 +120,7 @@ async def test_samples_find_drift_and_forget_it_once_it_is_put_right(
     sampler = Sampler(dsn, seconds=0.001, found=told.append)
     async with running(ledger, dsn) as runner:
         looking = asyncio.create_task(sampler.run(runner))
-        await eventually(lambda: _is(lambda: sampler.sampled > 5))
+        await eventually(lambda: _is(lambda: sampler.sampled > 2))
         assert (sampler.found, set(told)) == ({}, {0})
         stream = await owner.fetchval(
             """update read_model.tickets set team = 'Nobody' where ticket_id =
@@ -128,7 +128,7 @@ async def test_samples_find_drift_and_forget_it_once_it_is_put_right(
         )
         with capture_logs() as logged:
             await eventually(lambda: _is(lambda: told[-1] == 1))
-            enough = sampler.sampled + 5
+            enough = sampler.sampled + 2
             await eventually(lambda: _is(lambda: sampler.sampled > enough))
         assert [one["event"] for one in logged].count("projection.drift") == 1, "an alarm is raised once"
         assert {(one.projection, *one.differences[0].fields) for one in sampler.found[stream]} == {("tickets", "team")}
