@@ -4,11 +4,13 @@
 FROM python:3.13-slim AS build
 WORKDIR /app
 RUN python -m venv /app/.venv
-COPY requirements.lock ./
-RUN /app/.venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock
+COPY requirements.image.lock ./
+RUN /app/.venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements.image.lock
 COPY pyproject.toml README.md schema.sql ./
 COPY src ./src
-RUN /app/.venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editable .
+# Compiled here: what runs may not write there, and would compile all of it at every start.
+RUN /app/.venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+ && /app/.venv/bin/python -m compileall -q src
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --home-dir /app --shell /usr/sbin/nologin tickets \

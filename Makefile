@@ -51,11 +51,13 @@ check: $(READY) ## Lint, format, strict types, and the shape of the house
 bench: $(READY) ## Measure, side by side with what else there is
 	@exec $(BIN)/python -m benchmarks
 
-lock:           ## Pin anew what pyproject.toml asks for (needs uv)
-	uv pip compile pyproject.toml requirements.in --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade \
-	  --no-emit-package django --no-emit-package asgiref --no-emit-package sqlparse --no-emit-package ticket-service \
-	  --output-file requirements.lock
+LOCK = uv pip compile pyproject.toml requirements.in --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+  --no-emit-package django --no-emit-package asgiref --no-emit-package sqlparse --no-emit-package ticket-service
+
+lock:           ## Pin anew what pyproject.toml asks for (needs uv): for development, and of that what the image needs
+	$(LOCK) --upgrade --extra dev --output-file requirements.lock
+	$(LOCK) --constraint requirements.lock --output-file requirements.image.lock
 
 clean:          ## Remove what was installed; data in ./var stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,11 @@
 """The shape of the house: who may import whom, and what no module may be called."""
 
 import ast
+import re
+import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -94,8 +97,34 @@ def test_every_table_has_a_comment() -> None:
     assert [table for table in tables if f"comment on table {table} is" not in schema] == []
 
 
+LOCKS: Final = ("requirements.lock", "requirements.image.lock")
+
+
+def test_the_image_has_what_is_tested_but_for_what_only_tests_need() -> None:
+    tested, shipped = (_pinned((ROOT / name).read_text()) for name in LOCKS)
+    assert shipped.items() <= tested.items(), "make lock"
+    names = {re.split("[=<>~[]", one)[0].lower() for one in _asked_for("dependencies")}
+    assert names <= {pin.partition("==")[0] for pin in shipped}
+    assert not {"pytest", "fastapi", "pydantic"} & {pin.partition("==")[0] for pin in shipped}
+
+
+def _pinned(lock: str) -> dict[str, frozenset[str]]:
+    """What is pinned, with the hashes that it may have."""
+    pins: dict[str, frozenset[str]] = {}
+    for block in re.split(r"\n(?=\S)", lock.strip()):
+        pin, *hashes = (line.strip(" \\") for line in block.splitlines())
+        pins[pin] = frozenset(hashes)
+        assert hashes, pin
+    return pins
+
+
+def _asked_for(what: str) -> list[str]:
+    asked: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][what]
+    return asked
+
+
 def test_nothing_committed_names_a_package_index_or_a_path_of_one_machine() -> None:
-    for name in ("requirements.lock", "pyproject.toml", "Makefile", "Dockerfile", "compose.yaml", "README.md"):
+    for name in (*LOCKS, "pyproject.toml", "Makefile", "Dockerfile", "compose.yaml", "README.md"):
         text = (ROOT / name).read_text()
         for word in ("--index-url", "--find-links", "--extra-index-url", f"{ROOT}/", f"{Path.home()}/"):
             assert word not in text, (name, word)
