@@ -272,6 +272,8 @@ class Runner:
                 return
         if others := await of_other_versions(connection):
             raise OtherVersion(", ".join(others))
+        # The types of all rows at once: asyncpg would ask for each by itself, when somebody waits for the first facts.
+        await connection.fetchrow(f"select {', '.join(f'null::{one.row_in(LIVE)}[]' for one in PROJECTIONS.values())}")
         self.leads = True
         _log.info("runner.leads")
         await connection.add_listener("ledger", lambda *_: self._wake.set())
