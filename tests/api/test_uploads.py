@@ -730,13 +730,13 @@ def test_a_file_without_end_is_answered_soon_after_it_is_too_large(desk: Desk, m
     with Wire(desk) as wire:
         try:
             wire.says(head(desk, "Transfer-Encoding: chunked") + chunked(PART[:-2]).removesuffix(b"0\r\n\r\n"))
-            while sent < 120 * MIB:
+            while sent < 200 * MIB:
                 wire.says(b"%x\r\n%b\r\n" % (len(piece), piece))
                 sent += len(piece)
         except (BrokenPipeError, ConnectionResetError):
             pass
         assert_problem(wire.hears(), TOO_LARGE)
-    assert sent < LARGEST + 30 * MIB
+    assert sent < LARGEST + 80 * MIB, "what is on its way on a busy machine, and no more"
 
 
 def memory_kib(pid: int, field: str) -> int:
