@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from api.auth import make_token
 from api.database import apply_schema
 from api.embedded import embedded_server
 from api.settings import Settings
-from tests.starting import Started, Starting, start, start_anew
+from tests.starting import Process, Starting, start, start_anew
 from tickets.connections import Connection, connect
 from tickets.ledger import Ledger
 from tickets.permissions import Role
@@ -142,7 +141,7 @@ def token(role: Role, sub: UUID, *, username: str | None = None, teams: tuple[st
 class Service:
     """A running `tickets serve`, and people who talk to it."""
 
-    def __init__(self, process: "Started | subprocess.Popen[bytes]", url: str, dsn: str, log: Path) -> None:
+    def __init__(self, process: Process, url: str, dsn: str, log: Path) -> None:
         self.process, self.url, self.dsn, self.log = process, url, dsn, log
 
     def client(

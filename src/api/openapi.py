@@ -356,6 +356,11 @@ _SYSTEM: Final[dict[str, dict[str, dict[str, Any]]]] = {
     },
 }
 """What can be answered outside the two halves."""
+_BY_THE_SERVER: Final[dict[str, dict[str, Any]]] = {
+    "414": {"description": "Path and query are over 64 KiB; refused without a body."},
+    "431": {"description": "Path, query and headers are over 64 KiB, or too many; refused without a body."},
+}
+"""What the server answers before there is a request for anybody to look at."""
 _CONDITIONAL: Final = {"If-None-Match": "304 if it still has this ETag."}
 _MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
 _NOT_MODIFIED: Final = {"description": "It still has the ETag that `If-None-Match` named."}
@@ -499,6 +504,7 @@ def _complete(
                     for extra, why in _FURTHER_PROBLEMS.get(operation["operationId"], {}).items():
                         further[str(extra)] = {**problem, "description": why}
                 operation["responses"] |= further
+            operation["responses"] |= _BY_THE_SERVER
 
 
 def _body(

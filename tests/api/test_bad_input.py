@@ -679,6 +679,14 @@ def test_what_is_not_http_is_refused_by_the_server_and_it_lives_on(room: Room, s
     assert room.send("GET", f"{TICKETS}/{{id}}").status_code == 200
 
 
+@pytest.mark.parametrize("what", ["headers over 64 KiB", "500 headers", "a target over 64 KiB"])
+def test_what_is_too_long_for_the_server_is_refused_with_a_status_that_is_documented(room: Room, what: str) -> None:
+    listing = room.client.get("/openapi.json").json()["paths"][TICKETS]["get"]
+    answer = exchange(room, BROKEN[what])
+    assert answer.status in (414, 431)
+    assert str(answer.status) in listing["responses"]
+
+
 def test_a_length_and_pieces_at_once_are_never_two_requests(room: Room) -> None:
     """The smuggler's favourite: whichever of the two is believed, the rest must not become a request."""
     smuggled = f"GET {TICKETS}/smuggled HTTP/1.1\r\nHost: x\r\n\r\n".encode()

@@ -28,7 +28,7 @@ from projections.replay import replay
 from projections.runner import catch_up_alone
 from tests.api.servicenow_log import DIRTY, make_log
 from tests.conftest import Service, fresh_database, running_service
-from tests.starting import Started, start
+from tests.starting import Process, start
 from tickets.commands import Policy
 from tickets.connections import Connection, connect
 from tickets.events import PersonSeen, TicketEvent
@@ -314,7 +314,7 @@ def test_an_import_killed_half_way_and_started_again_ends_the_same(
 ) -> None:
     log = log if REAL else make_log(tmp_path / "longer.csv.gz", incidents=KILLED_IMPORT)
 
-    def importing(dsn: str) -> Started:
+    def importing(dsn: str) -> Process:
         where = {"PATH": os.environ["PATH"], "DATABASE_URL": dsn, "DATA_DIR": str(tmp_path)}
         with Path(os.devnull).open("wb") as nowhere:
             return start(["import", "servicenow", str(log)], where, nowhere, nowhere)
