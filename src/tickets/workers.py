@@ -82,7 +82,10 @@ def asked(job: type[Job], question: Any) -> Iterator[tuple[Job, Iterator[Any], C
         os.dup2(2, 1)
 
         def tell(answer: Struct) -> None:
-            answers.write(msgspec.json.encode(answer) + b"\n")
+            try:
+                answers.write(msgspec.json.encode(answer) + b"\n")
+            except BrokenPipeError:
+                raise SystemExit(1) from None  # whoever asked was killed: there is nobody left to tell anything
 
         yield (
             msgspec.json.decode(sys.stdin.buffer.readline(), type=job),

@@ -590,10 +590,12 @@ async def main():
 asyncio.run(main())
 """
     )
-    began: list[int] = []
+    began, said = list[int](), list[bytes]()
     luck = Random(KILL_SEED)  # noqa: S311 - when to kill it is no secret
     for _ in range(REBUILD_KILLS):
-        process = await asyncio.create_subprocess_exec(sys.executable, str(script), stdout=PIPE, start_new_session=True)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(script), stdout=PIPE, stderr=PIPE, start_new_session=True
+        )
         assert process.stdout is not None
         began.append(int((await process.stdout.readline()) or head))
         for _ in range(luck.randrange(12)):
@@ -603,8 +605,9 @@ asyncio.run(main())
             os.killpg(process.pid, signal.SIGKILL) if luck.random() < 0.5 else process.kill()
         except ProcessLookupError:
             began.append(0)  # it was through: the next begins anew
-        await process.communicate()
+        said.append((await process.communicate())[1])
     assert max(began) > 0, "it went on where one that was killed had been"
+    assert b"Traceback" not in b"".join(said), "its workers end without a word"
     found: list[Compared] = []
 
     async def could() -> bool:
