@@ -39,7 +39,7 @@ from tickets.connections import Connection, connected
 from tickets.ledger import Ledger
 from tickets.workers import WorkerDied
 
-REBUILD_KILLS = int(os.environ.get("REBUILD_KILLS", "3"))
+REBUILD_KILLS = int(os.environ.get("REBUILD_KILLS", "2"))
 """How often a rebuild is killed before it may finish; `make faults` does it ten times."""
 REBUILT_TICKETS = int(os.environ.get("REBUILT_TICKETS", "120"))
 """Of how many tickets' read models; in `make faults` there are more."""
@@ -282,12 +282,14 @@ async def test_a_check_finds_drift_and_a_rebuild_mends_it(ledger: Ledger, owner:
     number = await owner.fetchval("select number from read_model.tickets where ticket_id = $1", made[1])
     rows = await dump(owner)
     entries = await owner.fetchval("select count(*) from read_model.history where position <= 3")
+    checked = set[str]()
     for what, (statement, name, missing, unexpected) in DRIFTS.items():
         await owner.execute(statement.replace("$1", f"'{number}'"))
         drifted = await dump(owner)
         assert drifted != rows, what
         gone = entries if what == "entries that are gone" else missing
-        for swap in (False, True):
+        # A check is a rebuild without the swap: once for each read model is enough.
+        for swap in (True,) if name in checked else (False, True):
             told = await compared(dsn, names=[name], swap=swap)
             found = {one.projection: (one.missing, one.unexpected, one.clean) for one in told}
             assert found == {name: (gone, unexpected, False)}, what
@@ -298,6 +300,7 @@ async def test_a_check_finds_drift_and_a_rebuild_mends_it(ledger: Ledger, owner:
             assert {one.what for one in drift.differences} == {kinds[min(gone, 1), unexpected]}, what
             assert drift.differences[0].fields == FIELDS.get(what, []), what
             assert await dump(owner) == (rows if swap else drifted), what
+        checked.add(name)
     assert all(one.clean for one in await compared(dsn))
 
 
