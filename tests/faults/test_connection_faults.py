@@ -25,7 +25,7 @@ LONGEST_S = 5.0 if ROUNDS > 1 else 15.0
 """No request may take longer. The short form shares its machine with other tests, and is about the truth."""
 HEALED_S = 10.0 if ROUNDS > 1 else 60.0
 """So soon after the network is good again, the service is; of the short form as above."""
-CLIENTS = 16 if ROUNDS > 1 else 8
+CLIENTS = 16 if ROUNDS > 1 else 4
 
 
 def to_database(dsn: str) -> Callable[[], Awaitable[Streams]]:
