@@ -251,8 +251,8 @@ async def eventually(check: Callable[[], Awaitable[bool]], timeout: float = 10) 
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: much of what tests do is wait."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two more than there are processors: much of what tests do is wait."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_finish() -> None:

@@ -345,11 +345,10 @@ def test_every_example_of_an_answer_is_one(document: dict[str, Any], name: str) 
 
 
 def _under_a_checkpoint(client: httpx.Client, path: str) -> str:
-    """The path for a ticket that has been signed: not this one, which is new, but that of the first of all facts."""
+    """The path for what has been signed: not this ticket, which is new, but the first of all facts."""
     oldest = client.get(f"{PREFIX}/events", params={"after": 0, "limit": 1}).json()["items"][0]["subject"]
-    path = re.sub(r"[0-9a-f-]{36}", oldest, path)
     _once_there_is_a_checkpoint(client)
-    return path
+    return re.sub(r"[0-9a-f-]{36}", oldest, path) + "?version=1"
 
 
 def _once_there_is_a_checkpoint(client: httpx.Client) -> None:
