@@ -271,6 +271,7 @@ def test_verify_holds_the_ledger_against_what_was_signed_and_kept_outside(signed
         (("--key", "nonsense"), "name+id+key"),
         (("--since", "999999"), "no checkpoint at 999999"),
         (("--ticket", "TKT-1999-000001"), "no ticket"),
+        (("--ticket", ":bug:"), "no ticket :bug:"),
         (("--checkpoint", "/nowhere"), "no checkpoints in"),
     ],
 )

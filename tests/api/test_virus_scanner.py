@@ -241,6 +241,8 @@ def test_a_file_whose_bytes_are_lost_keeps_no_other_waiting(waiting: Place, own_
     http, ticket = waiting.http, new_ticket(waiting.http)
     lost, last = (attached(http, ticket, text()) for _ in range(2))
     asyncio.run(waiting.storage().remove(lost["sha256"]))
+    log = waiting.service.log  # who has read it before that may still scan it
+    becomes(lambda: any(lost["id"] in line and "StorageAway" in line for line in log.read_text().splitlines()))
     own_clamd.start()
     becomes(lambda: scan_of(waiting, ticket, last) == "clean")
     assert scan_of(waiting, ticket, lost) == "quarantined"

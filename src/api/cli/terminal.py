@@ -38,7 +38,7 @@ from projections.rebuild import AlreadyRunning
 from projections.runner import catch_up_alone
 from tickets.connections import CONNECTION_LOST, connected
 
-err: Final = Console(stderr=True, highlight=False)
+err: Final = Console(stderr=True, highlight=False, emoji=False)
 
 
 class _Time(click.ParamType["datetime"]):
