@@ -188,21 +188,25 @@ class Writer:
             _log.error("ledger.out_of_service", error=repr(error))
             self._fail(batch, LedgerUnavailable)
         except POISONED as error:
-            if len(batch) > 1:
-                return await self._commit_apart(connection, batch)
-            _log.error("ledger.append_failed", error=repr(error), command_id=str(batch[0].append.command_id))
-            _reject(batch[0], error)
+            return await self._will_not_have(connection, batch, error)
         except CONNECTION_LOST as error:
             _log.warning("ledger.connection_lost", error=repr(error), unsettled=len(batch))
             _discard(connection)
             return await self._settle(batch)
         except asyncpg.PostgresError as error:
-            if len(batch) > 1:
-                return await self._commit_apart(connection, batch)
-            _log.error("ledger.append_failed", error=repr(error), command_id=str(batch[0].append.command_id))
-            _reject(batch[0], error)
+            return await self._will_not_have(connection, batch, error)
         else:
             self._answer(batch, outcomes)
+        return connection
+
+    async def _will_not_have(
+        self, connection: Connection, batch: list[_Prepared], error: Exception
+    ) -> Connection | None:
+        """The database refuses this batch, or that of one append."""
+        if len(batch) > 1:
+            return await self._commit_apart(connection, batch)
+        _log.error("ledger.append_failed", error=repr(error), command_id=str(batch[0].append.command_id))
+        _reject(batch[0], error)
         return connection
 
     async def _commit_apart(self, connection: Connection | None, batch: list[_Prepared]) -> Connection | None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from projections.drift import COMPARED, Sampler, drift_of, put_right, sample
 from projections.runner import Runner
-from tests.conftest import NEW_TICKET, Service, _execute, eventually
+from tests.conftest import NEW_TICKET, Service, eventually, executing
 from tests.projections.test_rebuild import DRIFTS, FIELDS, caught_up
 from tests.projections.test_runner import broken, dump, level, live, running, store
 from tests.tickets.test_ledger import assigned, created
@@ -154,7 +154,8 @@ def test_a_service_raises_the_alarm(own_service: Callable[..., Service], dsn: st
         assert http.get(f"/api/v1/tickets/{ticket}").status_code == 200, "it is in the read model"
         assert http.get("/health").json()["projections"]["drifted"] == []
         spoil = f"update read_model.tickets set team = 'Nobody' where ticket_id = '{ticket}'"
-        asyncio.run(_execute(dsn, spoil))
+        with executing(dsn) as execute:
+            execute(spoil)
         deadline = time.monotonic() + 10
         while (told := http.get("/health").json()["projections"])["drifted"] != [ticket]:
             assert time.monotonic() < deadline, told
