@@ -27,7 +27,7 @@ from tickets.connections import Connection, connect
 from tickets.integrity import GENESIS, leaf, seal
 from tickets.verification import Finding, Trust, Verified, verify
 
-TAMPERINGS: Final = int(os.environ.get("TAMPERINGS", "64"))
+TAMPERINGS: Final = int(os.environ.get("TAMPERINGS", "39"))
 SEED: Final = int(os.environ.get("TAMPERING_SEED", str(Random().randrange(10**6))))  # noqa: S311 - not for secrets
 TICKETS: Final = 60
 ASIDE: Final = 1_000_000
