@@ -28,7 +28,7 @@ from tickets.connections import Connection, connected
 from tickets.ledger import Raw, read_streams
 from tickets.workers import answered, asked
 
-_FACTS_A_RANGE: Final = 2_000
+_FACTS_A_RANGE: Final = 5_000
 _TIMEOUT_S: Final = 30.0
 _NICE: Final = 10
 """How far workers stand back: whoever waits for an answer goes first."""
@@ -145,6 +145,16 @@ async def reach(connection: Connection, position: int) -> None:
     await connection.execute(f"update {BESIDE}.job set position = $1", position)
 
 
+async def largest_first(connection: Connection) -> list[str]:
+    """The tables that are being made, so that of several sessions none has a large one left in the end."""
+    tables = await connection.fetch(
+        f"""select relname from pg_class where relnamespace = '{BESIDE}'::regnamespace and relkind = 'r'
+            and relname = any($1::text[]) order by pg_table_size(oid) desc""",
+        [*PROJECTIONS, "parked"],
+    )
+    return [row[0] for row in tables]
+
+
 async def create_indexes(connection: Connection, name: str, templates: str = LIVE) -> None:
     """The same indexes under the same names as the table's in `templates`; of sums, first one row for each key.
 
@@ -231,7 +241,7 @@ def _facts(answer: _Answer) -> int:
 
 
 async def _ranges_of(connection: Connection) -> list[Range]:
-    """The streams of the ledger in ranges of some two thousand facts; none cuts a stream in two."""
+    """The streams of the ledger in ranges of some five thousand facts; none cuts a stream in two."""
     rows = await connection.fetch(
         """select (array_agg(stream_id order by stream_id))[1], (array_agg(stream_id order by stream_id desc))[1],
                   sum(facts)::bigint

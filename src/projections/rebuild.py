@@ -23,6 +23,7 @@ from projections.beside import (
     drop_tables,
     fill,
     give_way,
+    largest_first,
     reach,
     reached,
     unfinished,
@@ -189,7 +190,7 @@ async def _made(connection: Connection, job: Job, workers: int) -> AsyncGenerato
     except Refused:
         # Which of two rows is the one too many depends on which was first: in the order of the ledger, then.
         await begin(connection, job, in_order=True)
-    await _in_turns(job.dsn, workers, [partial(_add_indexes, job, name) for name in (*job.names, "parked")])
+    await _in_turns(job.dsn, workers, [partial(_add_indexes, job, name) for name in await largest_first(connection)])
     more = True
     while more:
         async with connection.transaction():

@@ -35,7 +35,7 @@ from tests.projections.test_runner import (
     store,
 )
 from tests.tickets.test_ledger import assigned, created
-from tickets.connections import Connection, connected
+from tickets.connections import CONNECTION_LOST, Connection, connected
 from tickets.ledger import Ledger
 from tickets.workers import WorkerDied
 
@@ -474,7 +474,7 @@ async def test_what_a_killed_one_left_is_in_nobodys_way(ledger: Ledger, owner: C
         """select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
            and database = (select oid from pg_database where datname = current_database())"""
     )
-    with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError)):
+    with pytest.raises((*CONNECTION_LOST, asyncpg.PostgresError)):
         async for _ in steps:
             pass
     assert await left_beside(owner) != []
