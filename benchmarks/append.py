@@ -4,9 +4,9 @@ Both sides make the same facts and encode them to the same bytes within the meas
 command, and count only what was acknowledged, which is what a commit on disk stands behind. Ours is one
 process with so many appends in flight; the library's is as many threads with a connection each, with its
 recorder set both ways that it can be (a pipelined transaction, which is how it comes, or a database
-function), and the faster of the two is what the ratio is held against. Ours does more for each: it seals
-and hashes, keeps metadata, and remembers the command. The sides alternate within a round, each begins
-after a checkpoint, and afterwards the rows must be as many as were acknowledged, without a gap in ours.
+function), and the ratio to each is told. Ours does more for each: it seals and hashes, keeps metadata,
+and remembers the command. The sides alternate within a round, each begins after a checkpoint, and
+afterwards the rows must be as many as were acknowledged, without a gap in ours.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ from tickets.mapper import FactMapper
 _IN_FLIGHT: Final = 64
 _THREADS: Final = 16
 _WARM_UP_S: Final = 1.0
+_SIDES: Final = f"ledger ({_IN_FLIGHT} in flight) / library's recorder ({_THREADS} threads)"
+_TARGET: Final = Target(">=", 12)
 
 _luck: Final = seeded(3)
 _ASKED: Final = [asked_for(_luck) for _ in range(1_000)]
@@ -62,6 +64,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
                 "ours": many,
                 "pipelined": pipelined,
                 "function": function,
+                "ratio-as-it-comes": many / pipelined,
                 "ratio": many / max(pipelined, function),
                 "ours-alone": one,
                 "theirs-alone": their_one,
@@ -168,9 +171,8 @@ async def _check(dsn: str, acknowledged: int, recorded: int) -> None:
 APPEND: Final = Benchmark(
     "append",
     (
-        Figure(
-            "ratio", f"ledger ({_IN_FLIGHT} in flight) / library's recorder ({_THREADS} threads)", "x", Target(">=", 12)
-        ),
+        Figure("ratio-as-it-comes", f"{_SIDES}, as it comes", "x", _TARGET),
+        Figure("ratio", f"{_SIDES}, the faster way", "x", _TARGET),
         Figure("ours", f"ledger, {_IN_FLIGHT} in flight", "commands/s"),
         Figure("pipelined", f"library's recorder, {_THREADS} threads, as it comes", "commands/s"),
         Figure("function", f"library's recorder, {_THREADS} threads, database function", "commands/s"),
