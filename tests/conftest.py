@@ -228,7 +228,7 @@ def running_service(dsn: str, folder: Path, *arguments: str, **environment: str)
 def service(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that all tests share, started as people do. Its tickets are everybody's: look only at your own."""
     with fresh_database(server, template) as dsn:
-        running = _started(start_anew, dsn, tmp_path_factory.mktemp("service"), (), {})
+        running = _started(start_anew, dsn, tmp_path_factory.mktemp("service"), (), {"CHECKPOINT_SECONDS": "5"})
         yield running
         running.stop()
 

@@ -346,14 +346,14 @@ def test_every_example_of_an_answer_is_one(document: dict[str, Any], name: str) 
 
 def _under_a_checkpoint(client: httpx.Client, path: str) -> str:
     """The path for what has been signed: not this ticket, which is new, but the first of all facts."""
-    oldest = client.get(f"{PREFIX}/events", params={"after": 0, "limit": 1}).json()["items"][0]["subject"]
-    _once_there_is_a_checkpoint(client)
-    return re.sub(r"[0-9a-f-]{36}", oldest, path) + "?version=1"
+    oldest = client.get(f"{PREFIX}/events", params={"after": 0, "limit": 1}).json()["items"][0]
+    _once_there_is_a_checkpoint(client, over=int(oldest["id"]))
+    return re.sub(r"[0-9a-f-]{36}", oldest["subject"], path) + "?version=1"
 
 
-def _once_there_is_a_checkpoint(client: httpx.Client) -> None:
+def _once_there_is_a_checkpoint(client: httpx.Client, *, over: int = 1) -> None:
     deadline = time.monotonic() + 20
-    while client.get(f"{PREFIX}/ledger").json()["checkpoint"] is None:  # the first comes within seconds
+    while not any(one["size"] >= over for one in client.get(f"{PREFIX}/ledger/checkpoints").json()["items"]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
