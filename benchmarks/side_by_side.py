@@ -208,12 +208,9 @@ def _changes(tickets: Sequence[str], lead: str) -> list[bytes]:
 async def both_filled(bench: Bench, size: int, comments: int) -> tuple[str, str]:
     """The URLs of two databases with the same tickets, this service's and the peer's."""
     bench.say(f"{size:,} tickets, {comments} comments each …")
-    ours = await bench.server.filled(
-        f"{size} conversations", partial(fill, tickets=size, comments=comments, assigned=True)
-    )
-    return ours, await bench.server.filled(
-        f"{size} conversations of the peer", partial(_fill_peer, ours=ours), schema=False
-    )
+    what = f"{size} conversations, half assigned"
+    ours = await bench.server.filled(what, partial(fill, tickets=size, comments=comments, assigned=True))
+    return ours, await bench.server.filled(f"{what}, the peer's", partial(_fill_peer, ours=ours), schema=False)
 
 
 async def _fill_peer(dsn: str, *, ours: str) -> None:
