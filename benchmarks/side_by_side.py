@@ -230,7 +230,6 @@ async def _fill_peer(dsn: str, *, ours: str) -> None:
                         rows = []
                 await target.copy_records_to_table(table, columns=columns, records=rows, timeout=600)
         await target.execute("select setval('ticket_numbers', 10000000)")
-        await target.execute("vacuum analyze", timeout=600)
 
 
 _CHUNK: Final = 5_000
