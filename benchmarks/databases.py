@@ -4,6 +4,7 @@ Without DATABASE_URL it is the embedded one, as the service starts it, in a fold
 the disk, because /tmp may be memory, where a commit costs nothing. Either way commits must be durable.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,10 @@ DURABLE: Final = {"fsync": "on", "synchronous_commit": "on", "full_page_writes":
 """Settings without which a commit is not a commit."""
 
 SHOWN: Final = (*DURABLE, "server_version", "shared_buffers", "max_wal_size", "wal_compression", "max_connections")
+
+_QUIET_LOOKS: Final = 5
+_BETWEEN_LOOKS_S: Final = 0.05
+_QUIET_WITHIN_S: Final = 300.0
 
 
 class Server(Struct, frozen=True):
@@ -74,6 +79,18 @@ class Server(Struct, frozen=True):
         """Have what was written so far on disk, so that nobody pays for what was measured before."""
         with suppress(asyncpg.InsufficientPrivilegeError):
             await self._execute("checkpoint")
+
+    async def quiet(self) -> None:
+        """Wait until nobody works on it: who was measured last may have left questions that nobody waits for."""
+        async with connected(self.dsn, role=None) as connection, asyncio.timeout(_QUIET_WITHIN_S):
+            quiet = 0
+            while quiet < _QUIET_LOOKS:
+                busy = await connection.fetchval(
+                    """select exists (select from pg_stat_activity where pid <> pg_backend_pid() and state <> 'idle'
+                       and backend_type in ('client backend', 'autovacuum worker'))"""
+                )
+                quiet = 0 if busy else quiet + 1
+                await asyncio.sleep(_BETWEEN_LOOKS_S)
 
     async def _make(self, *, schema: bool = True) -> str:
         name = f"tickets_bench_{uuid4().hex[:12]}"

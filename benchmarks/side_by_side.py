@@ -4,7 +4,8 @@ Both have the same tickets and comments, each in a database of its own; both run
 take turns under the same requests from the same generator (wrk). Writing is done to tickets that nobody wrote to
 before. At each size: create; assign, change of status and comment in turn; one ticket; the list filtered and
 sorted; the history; search; a mix with four of five reading; on 1 to 256 connections. What is read was read once
-before, on both. Every answer must be good.
+before, on both. Nobody is asked before the server has done what the one before left: who cannot keep up has dozens of
+questions under way when time is up. Every answer must be good.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
 async def _asked(
     bench: Bench, side: _Side, requests: Sequence[bytes], what: str, connections: int, seconds: float
 ) -> dict[str, float]:
+    await bench.server.quiet()
     answered = await wrk(
         f"http://127.0.0.1:{side.port}", requests, bench.folder, connections=connections, seconds=seconds
     )
