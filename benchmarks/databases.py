@@ -59,8 +59,8 @@ class Server(Struct, frozen=True):
     async def filled(self, what: str, fill: Callable[[str], Awaitable[None]], *, schema: bool = True) -> str:
         """The URL of a database that is filled the first time it is asked for, and kept till the end.
 
-        Without `schema` there is nothing in it before. It is vacuumed then: left to itself, the database begins with
-        that within a minute, and whoever is measured meanwhile pays for it.
+        Without `schema` there is nothing in it before. It is vacuumed then, as the database would do within a minute,
+        while somebody is measured.
         """
         if what not in self.kept:
             dsn = await self._make(schema=schema)
