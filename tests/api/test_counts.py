@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import product
 from time import sleep
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from projections.rebuild import Compared, rebuild
 from tests.conftest import NEW_TICKET, Service, start_service
+from tests.tickets.test_ledger import SOMEBODY, appending, created
 from tickets.connections import Connection
+from tickets.ledger import Ledger
 from tickets.lifecycle import Status
 from tickets.permissions import Role
 from tickets.sla import Priority
@@ -89,6 +92,21 @@ def test_every_number_is_what_the_list_with_that_filter_has(desk: Service) -> No
             assert (counts["total"] == 0) == (person == people[-1][1])
             if role is not Role.END_USER:
                 assert 0 < counts["breached"] < counts["total"]
+
+
+async def test_what_was_due_on_earlier_days_is_late_and_what_is_due_on_later_ones_is_not(
+    desk: Service, ledger: Ledger
+) -> None:
+    now, position = datetime.now(UTC), 0
+    for days in (-400, -3, -2, 2, 400):
+        ticket = uuid4()
+        outcome = await ledger.append(appending(ticket, 0, created(ticket, at=now + timedelta(days=days))))
+        position = outcome.position
+    people = ((Role.TEAM_LEAD, uuid4(), 3), (Role.END_USER, SOMEBODY.id, 3), (Role.END_USER, uuid4(), 0))
+    for role, person, late in people:
+        with desk.client(role, person) as client:
+            client.headers["Ledger-Position"] = str(position)
+            assert client.get(COUNTS).json()["breached"] == late == total(client, breached="true")
 
 
 async def test_they_are_the_same_after_a_rebuild_and_have_no_row_for_nothing(
