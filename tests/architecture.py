@@ -70,7 +70,7 @@ def test_the_write_side_knows_nothing_of_http_and_the_read_side_neither() -> Non
 
 
 def test_decisions_and_the_ticket_have_no_io_and_no_clock() -> None:
-    pure = {"events", "ticket", "commands", "lifecycle", "permissions", "sla", "errors", "values"}
+    pure = {"events", "ticket", "comments", "commands", "lifecycle", "permissions", "sla", "errors", "values"}
     impure = {
         "asyncio",
         "asyncpg",

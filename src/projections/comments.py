@@ -14,9 +14,10 @@ from msgspec import Struct
 
 from projections.cursors import Stretch
 from projections.projection import Projection, Row, Step, is_parked
+from tickets.comments import Comment
 from tickets.connections import Pool
 from tickets.events import By, CommentAdded, CommentDeleted, CommentEdited
-from tickets.ticket import Comment, Ticket
+from tickets.ticket import Ticket
 
 _KIND: Final = 0x8 << 76 | 0x2 << 62
 """What says in a UUID that it is one that an application made up (RFC 9562, version 8)."""

@@ -116,10 +116,11 @@ async def search(
     order = "desc" if descending else "asc"
     in_order = f"order by {column} {order}, ticket_id {order}"
     offset = 0 if cursor is not None else (page - 1) * page_size
-    selected = f"""select {SHOWN}, {column}, ticket_id, {hits} from {source}{after}
+    best = "" if wanted.q is None else ", best"
+    selected = f"""select {SHOWN}, {column}, ticket_id, {hits}{best} from {source}{after}
                    {in_order} limit {page_size + 1} offset {offset}"""
     if wanted.q is not None:
-        found = snippets("page.ticket_id", *_query(len(counted), wanted))
+        found = snippets("page.best", _query(len(counted), wanted)[0])
         selected = f"select page.*, {found} from ({selected}) page {in_order}"
     rows = await pool.fetch(selected, *arguments)
     more = len(rows) > page_size
@@ -132,7 +133,7 @@ async def search(
     docs = [shown(*row[:SHOWN_COLUMNS], internal=wanted.visible_to is None) for row in rows]
     if wanted.q is not None:
         docs = [
-            b'%b,"highlights":%b}' % (doc[:-1], msgspec.json.encode([texts.shown(one) for one in row[8]]))
+            b'%b,"highlights":%b}' % (doc[:-1], msgspec.json.encode([texts.shown(one) for one in row[9]]))
             for doc, row in zip(docs, rows, strict=True)
         ]
     return Page(
@@ -194,14 +195,15 @@ async def _expected(pool: Pool, where: str, arguments: Sequence[Any]) -> dict[st
 def _looked_up(where: str, q: int, wanted: Filter) -> str:
     """The tickets with what is searched for, argument number `q`, by their words: all that fit ranked and counted."""
     query, visible = _query(q, wanted)
-    # The limit has each ticket looked up by its id before its texts are ranked: most do not fit.
-    return f"""(with hit as materialized
-                  (select x.ticket_id, max(ts_rank(x.words, {query}))::float8 as rank
-                   from read_model.texts x,
-                        lateral (select from read_model.tickets t where t.ticket_id = x.ticket_id and {where} limit 1) t
-                   where x.words @@ {query}{visible} group by x.ticket_id)
-                select t.*, hit.rank, (select count(*) from hit) as hits
-                from hit join read_model.tickets t using (ticket_id)) found
+    # The limits have each ticket looked up by its id: before its texts are ranked, because most do not fit, and however
+    # many the database takes it for, which cannot know how many texts have the words.
+    ranked = f"""select x.ticket_id, x.text_id, x.position, ts_rank(x.words, {query}) as rank
+                 from read_model.texts x,
+                      lateral (select from read_model.tickets t where t.ticket_id = x.ticket_id and {where} limit 1) t
+                 where x.words @@ {query}{visible}"""
+    return f"""(with hit as materialized (select r.ticket_id, {texts.best(ranked)} group by r.ticket_id)
+                select t.*, hit.rank, hit.best, (select count(*) from hit) as hits
+                from hit, lateral (select * from read_model.tickets where ticket_id = hit.ticket_id limit 1) t) found
                where true"""
 
 
@@ -209,9 +211,9 @@ def _asked_one_by_one(where: str, q: int, wanted: Filter, *, ranked: bool) -> st
     """What many have: the tickets that fit are asked one after the other; to be ranked, so many of the newest."""
     query, visible = _query(q, wanted)
     newest = f"order by created_at desc limit {LOOKED_AT + 1}" if ranked else ""
-    return f"""(select t.*, hit.rank from read_model.tickets t, lateral
-                  (select max(ts_rank(x.words, {query}))::float8 as rank from read_model.texts x
-                   where x.ticket_id = t.ticket_id and {texts.asked(query)}{visible}) hit
+    of_one = f"""select x.text_id, x.position, ts_rank(x.words, {query}) as rank from read_model.texts x
+                 where x.ticket_id = t.ticket_id and {texts.asked(query)}{visible}"""
+    return f"""(select t.*, hit.rank, hit.best from read_model.tickets t, lateral (select {texts.best(of_one)}) hit
                 where {where} and hit.rank is not null {newest}) found
                where true"""
 

@@ -30,7 +30,7 @@ from projections.periods import PERIODS
 from projections.projection import LIVE, Envelope, Projection, Row, Step, decode_metadata, write
 from projections.texts import TEXTS
 from projections.tickets import TICKETS
-from tickets import mapper
+from tickets import mapper, snapshots
 from tickets.connections import CONNECTION_LOST, POISONED, Connection, in_transaction
 from tickets.events import Fact, PersonSeen, TicketEvent
 from tickets.ledger import Ledger, Raw, read
@@ -90,7 +90,8 @@ def step_of(raw: Raw, before: Ticket | None) -> Step:
 class Fold:
     """The streams as they are at one position, and the step that each next fact is.
 
-    Keeps the most recently used tickets; the others are folded again from the ledger when they are needed.
+    Keeps the most recently used tickets; the others are folded again from the ledger when they are needed, those with
+    long lives from their snapshots on.
     """
 
     def __init__(self, connection: Connection, *, size: int = 20_000) -> None:
@@ -112,14 +113,16 @@ class Fold:
         }
         if not missing:
             return
+        folded: dict[UUID, Ticket | None] = {**await snapshots.read(self._connection, missing)}
         rows = await self._connection.fetch(
-            """select e.stream_id, e.topic, e.state from unnest($1::uuid[], $2::int[]) w(stream_id, upto)
-               join ledger.events e on e.stream_id = w.stream_id and e.version <= w.upto
+            """select e.stream_id, e.topic, e.state
+               from unnest($1::uuid[], $2::int[], $3::int[]) w(stream_id, known, upto)
+               join ledger.events e on e.stream_id = w.stream_id and e.version > w.known and e.version <= w.upto
                where e.topic like 'ticket.%' order by e.stream_id, e.version""",
             list(missing),
+            [known.version if (known := folded.get(stream)) else 0 for stream in missing],
             list(missing.values()),
         )
-        folded: dict[UUID, Ticket | None] = {}
         for stream, topic, state in rows:
             if stream in folded and folded[stream] is None:
                 continue

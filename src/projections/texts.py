@@ -65,13 +65,19 @@ def is_common(texts: int, *, fitting: int, tickets: int) -> bool:
     return asked * _ASKED < texts
 
 
-def snippets(ticket: str, query: str, visible: str) -> str:
-    """SQL: the best places of a ticket that have what is asked for, marked, as an array; for `shown`."""
+def best(texts: str) -> str:
+    """SQL: the `rank` of a ticket, and the ids of its `best` texts, out of a query for text_id, position and rank."""
+    # The offset has each text ranked once, whatever is made of it.
+    return f"""max(r.rank)::float8 as rank,
+               (array_agg(r.text_id order by r.rank desc, r.position desc))[:{_SNIPPETS}] as best
+               from ({texts} offset 0) r"""
+
+
+def snippets(found: str, query: str) -> str:
+    """SQL: the texts with these ids, where they have what is asked for, marked, as an array; for `shown`."""
     marked = f"StartSel={_MARK[0]}, StopSel={_MARK[1]}, MaxWords=30, MinWords=12"
-    return f"""array(select ts_headline('english', best.text, {query}, '{marked}')
-        from (select trim(x.title || ' ' || x.said) as text from read_model.texts x
-              where x.ticket_id = {ticket} and {asked(query)}{visible}
-              order by ts_rank(x.words, {query}) desc, x.position desc limit {_SNIPPETS}) best)"""
+    return f"""array(select ts_headline('english', trim(x.title || ' ' || x.said), {query}, '{marked}')
+        from unnest({found}) with ordinality b (text_id, n) join read_model.texts x using (text_id) order by b.n)"""
 
 
 def asked(query: str) -> str:

@@ -45,7 +45,6 @@ from tickets.writer import Append, Outcome
 
 _KEYS: Final = uuid5(NAMESPACE_URL, "urn:ticket-service:idempotency-key")
 _EVENTS_SHOWN: Final = 100
-_FACTS_A_SNAPSHOT: Final = 500
 _AWAY_OR_FULL: Final = (*CONNECTION_LOST, *OUT_OF_SERVICE)
 
 _log: Final = structlog.get_logger(__name__)
@@ -333,7 +332,7 @@ class Handler:
 
     async def _keep_if_worth_it(self, ticket: Ticket, known: int) -> None:
         """Keep a snapshot now and then, so that nobody has to read many facts at once."""
-        if ticket.version // _FACTS_A_SNAPSHOT == known // _FACTS_A_SNAPSHOT:
+        if ticket.version // snapshots.EVERY == known // snapshots.EVERY:
             return
         try:
             await snapshots.keep(self._ledger.pool, ticket)

@@ -14,6 +14,7 @@ from immutables import Map
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from tickets.comments import Comment, Comments
 from tickets.events import (
     Assigned,
     AttachmentAdded,
@@ -43,20 +44,6 @@ from tickets.lifecycle import Status
 from tickets.permissions import Role
 from tickets.sla import Priority
 from tickets.values import Category, Environment, Scan
-
-
-class Comment(Struct, frozen=True, gc=False, array_like=True):
-    """What is known of a comment to decide about it; what it says is in the fact of version `said_at`.
-
-    `version` is that of the fact that added it.
-    """
-
-    author: By
-    internal: bool
-    created_at: datetime
-    edited_at: datetime | None
-    version: int
-    said_at: int
 
 
 class Attachment(Struct, frozen=True, gc=False, array_like=True):
@@ -105,7 +92,7 @@ class Ticket(Struct, frozen=True, kw_only=True, gc=False):
     updated_at: datetime
     resolved_at: datetime | None
     closed_at: datetime | None
-    comments: Map[UUID, Comment]
+    comments: Comments
     """Those that are there; what was deleted is not."""
     status_changes: int
     """Each leaves a comment by the system."""
@@ -239,7 +226,7 @@ def _created(fact: Created, ticket: Ticket | None) -> Ticket:
         updated_at=fact.timestamp,
         resolved_at=None,
         closed_at=None,
-        comments=Map(),
+        comments=Comments(),
         status_changes=0,
         internal_comments=0,
         attachments=Map(),

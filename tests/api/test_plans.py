@@ -5,12 +5,15 @@ statistics then count those that it could not avoid. Deliberately absent: what t
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-from projections.lists import Sort
+import pytest
+
+from projections.lists import Filter, Sort, search
 from tests.api.test_no_leak import FOR_STAFF, OF_A_TICKET, OF_THE_SERVICE, TICKETS, Desk
 from tests.conftest import NEW_TICKET, start_service
-from tickets.connections import Connection
+from tickets.connections import Connection, Pool
+from tickets.lifecycle import Status
 from tickets.permissions import Role
 
 BOUNDED: Final = {
@@ -84,3 +87,28 @@ async def test_no_query_reads_a_table_that_grows_from_end_to_end(dsn: str, owner
     )
     assert {name: scans for name, scans in scanned if name not in BOUNDED} == {}
     assert await owner.fetchval("select count(*) from pg_stat_user_tables where idx_scan > 0") > 12, "all were asked"
+
+
+@pytest.mark.usefixtures("ledger")
+async def test_a_search_looks_up_what_it_found_however_much_the_database_expects(owner: Connection) -> None:
+    """How many texts have a word it cannot know, and takes it for a share of all: for most tickets, of thousands."""
+    await owner.execute(
+        """insert into read_model.tickets
+           select gen_random_uuid(), 'TKT-' || n, 1, n, 'NEW', 0, 'P2', 'INCIDENT', null, null, '{}', gen_random_uuid(),
+                  null, null, now(), now(), null, null, null, false, 0,
+                  convert_to(json_build_object('said', repeat(md5(n::text), 40))::text, 'UTF8')
+           from generate_series(1, 2000) n"""
+    )
+    await owner.execute(
+        """insert into read_model.texts
+           select gen_random_uuid(), ticket_id, position, false, '',
+                  'word' || n || case when n = position then ' rare' else '' end
+           from read_model.tickets, generate_series(1, 20) n"""
+    )
+    await owner.execute("vacuum analyze")
+    await owner.execute("select pg_stat_force_next_flush()")  # of what was done for it until here
+    async with owner.transaction():
+        for wanted in (Filter(q="rare"), Filter(q="word7"), Filter(q="rare", status=(Status.NEW,))):
+            await search(cast("Pool", owner), wanted, sort=Sort.RELEVANCE)
+        scanned = await owner.fetch("select relname, seq_scan from pg_stat_xact_user_tables where seq_scan > 0")
+    assert {name for name, _ in scanned} <= {"parked"}

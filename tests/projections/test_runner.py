@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from projections import attachments, comments
 from projections.projection import LIVE
 from projections.rebuild import Compared, rebuild
-from projections.runner import LEADER, PROJECTIONS, Runner, catch_up_alone
+from projections.runner import LEADER, PROJECTIONS, Fold, Runner, catch_up_alone
 from projections.status import ProjectionStatus, read_status
 from projections.tickets import document
 from tests.conftest import eventually
 from tests.tickets.test_ledger import NOON, SOMEBODY, assigned, created
-from tickets import mapper
+from tickets import mapper, snapshots
 from tickets.commands import (
     AddComment,
     Assign,
@@ -35,11 +35,12 @@ from tickets.commands import (
 from tickets.connections import Connection, connect
 from tickets.events import AttachmentAdded, CommentAdded, Metadata, TicketEvent
 from tickets.handler import Asked, Handler
-from tickets.ledger import Ledger
+from tickets.ledger import Ledger, read
 from tickets.lifecycle import Status
 from tickets.people import People
 from tickets.permissions import Actor, Assignee, Role
 from tickets.sla import Priority
+from tickets.ticket import Ticket
 from tickets.values import Category, Scan
 
 ADA = Actor(id=uuid4(), role=Role.ADMIN, username="ada", teams=("Mail",))
@@ -235,6 +236,40 @@ async def test_a_read_model_that_is_new_begins_at_the_beginning_and_the_others_t
     async with running(ledger, dsn, batch_size=10):
         await eventually(lambda: level(owner))
     assert await dump(owner) == before
+
+
+async def test_a_ticket_with_a_long_life_is_folded_on_from_its_snapshot(
+    ledger: Ledger, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nobody waits while thousands of facts are folded for one that came."""
+    monkeypatch.setattr(snapshots, "EVERY", 4)
+    handler = Handler(ledger, _known)
+    ticket = (
+        await handler.handle(Create(title="Mail", description="…", category=Category.INCIDENT), None, ASKED)
+    ).ticket
+    for n in range(9):
+        ticket = (await handler.handle(AddComment(body=f"{n}", internal=n % 2 == 1), ticket.id, ASKED)).ticket
+    last = (await read(owner, 0, 100))[-1]
+
+    async def before() -> Ticket | None:
+        fold = Fold(owner)
+        await fold.prepare([last])
+        step = fold.step(last)
+        assert step.after is not None
+        assert step.after.comments == ticket.comments
+        return step.before
+
+    by_facts = await handler.ticket(ticket.id, upto=ticket.version - 1)
+    assert by_facts is not None
+    assert await before() == by_facts
+    kept = await snapshots.find(snapshots.finding(ledger.pool), ticket.id)
+    assert kept is not None
+    await owner.execute("truncate ledger.snapshots")
+    assert await before() == by_facts
+    await snapshots.keep(ledger.pool, replace(kept, title="As it was kept"))
+    assert await before() == replace(by_facts, title="As it was kept")
+    await owner.execute("update ledger.snapshots set state = 'nonsense'")
+    assert await before() == by_facts, "what cannot be read is as good as none"
 
 
 async def test_catching_up_alone_is_left_to_a_runner_that_leads(ledger: Ledger, owner: Connection, dsn: str) -> None:

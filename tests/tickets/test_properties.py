@@ -5,6 +5,7 @@ life is always one that could have been. Deliberately absent: what each command 
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,6 @@ from hypothesis import Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
-from immutables import Map
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
@@ -279,7 +279,7 @@ def live(request: Create, asker: Actor, asks: list[Asked]) -> Life:
     return life
 
 
-def numbered_one(there: Map[UUID, Any], number: int) -> UUID:
+def numbered_one(there: Mapping[UUID, Any], number: int) -> UUID:
     """One of what is there, or the id of nothing."""
     ids = sorted(there)
     return ids[number % len(ids)] if ids else NOBODY_KNOWN

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.tickets.given_when_then import A_REQUEST
-from tickets import handler, snapshots
+from tickets import snapshots
 from tickets.commands import AddComment, Attach, ChangeStatus, DeleteComment, Detach, EditComment
 from tickets.connections import Connection
 from tickets.handler import Asked, Handler
@@ -26,7 +26,7 @@ async def nobody(_person: UUID) -> Assignee | None:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler, "_FACTS_A_SNAPSHOT", 4)
+    monkeypatch.setattr(snapshots, "EVERY", 4)
 
 
 async def a_long_life(ledger: Ledger) -> Ticket:
@@ -81,7 +81,7 @@ async def test_what_other_code_kept_is_not_looked_at_and_is_kept_anew(
     ticket = await a_long_life(ledger)
     await owner.execute("update ledger.snapshots set state = 'nonsense', made_by = 'somebody else'")
     assert await snapshots.find(snapshots.finding(ledger.pool), ticket.id) is None
-    monkeypatch.setattr(handler, "_FACTS_A_SNAPSHOT", 1)
+    monkeypatch.setattr(snapshots, "EVERY", 1)
     assert await Handler(ledger, nobody).ticket(ticket.id) == ticket
     assert await snapshots.find(snapshots.finding(ledger.pool), ticket.id) == ticket
 
