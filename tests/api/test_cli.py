@@ -180,7 +180,7 @@ def test_the_rows_of_one_ticket_are_put_right(imported: dict[str, str]) -> None:
     checked = tickets("projections", "check", **imported)
     assert (checked.returncode, f"{ticket_id} different: team" in checked.stdout) == (1, True)
     done = tickets("projections", "rebuild", "--only", number, **imported)
-    assert (done.returncode, done.stdout) == (0, f"tickets    {ticket_id} different: team: put right\n")
+    assert (done.returncode, done.stdout) == (0, f"tickets     {ticket_id} different: team: put right\n")
     assert json.loads(tickets("projections", "rebuild", "--only", ticket_id, "--json", **imported).stdout) == []
     assert tickets("projections", "check", **imported).returncode == 0
     assert tickets("projections", "rebuild", "--only", "TKT-0", **imported).returncode == 2

@@ -43,7 +43,7 @@ def status(*, as_json: bool) -> None:
     else:
         click.echo(f"ledger at {seen.ledger:,}; {_leads(seen.standing.leader)}")
         for one in seen.projections:
-            click.echo(f"{one.name:<10} at {one.position:>12,}  {one.behind:>8,} behind  {one.parked} streams parked")
+            click.echo(f"{one.name:<11} at {one.position:>12,}  {one.behind:>8,} behind  {one.parked} streams parked")
         if seen.standing.oldest_seconds:
             click.echo(f"the oldest fact that is not in all of them is {seen.standing.oldest_seconds:,.1f} s old")
         if seen.standing.stall is not None:
@@ -174,7 +174,7 @@ def _put_right(only: tuple[str, ...], *, as_json: bool) -> None:
         return
     for drift in found:
         for row in drift.differences:
-            click.echo(f"{drift.projection:<10} {_differing(row)}: put right")
+            click.echo(f"{drift.projection:<11} {_differing(row)}: put right")
     if not found:
         click.echo("All is as it should be.")
 
@@ -222,7 +222,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
         for one in compared:
             verdict = "as it should be" if one.clean else f"{one.missing} rows missing, {one.unexpected} unexpected"
             why = f": version {one.made_by} made them" if one.expected else "" if one.clean else ": drift"
-            click.echo(f"{one.projection:<10} {one.rows:>10,} rows at {one.position:,}: {verdict}{why}")
+            click.echo(f"{one.projection:<11} {one.rows:>10,} rows at {one.position:,}: {verdict}{why}")
             for row in one.differences:
                 click.echo(f"           {_differing(row)}")
         took = max((datetime.now(UTC) - started).total_seconds(), 0.001)
