@@ -24,6 +24,9 @@ _READ_MODELS: Final = "-- the read models"
 _UPCOMING: Final = "upcoming"
 """The schema where read models of another shape are made before they take the place of those that are read."""
 
+_OUTGOING: Final = "outgoing"
+"""The schema of those that they took the place of, until it is dropped: that takes too long for readers to wait."""
+
 _ONE_AT_A_TIME: Final = 0x7469636B6574  # "ticket", as the number of an advisory lock
 
 
@@ -78,6 +81,8 @@ async def bring_up(dsn: str) -> AsyncGenerator[Progress]:
             async with aclosing(reshape(dsn, _UPCOMING, _put_in_place)) as reshaped:
                 async for progress in reshaped:
                     yield progress
+        if await connection.fetchval("select to_regnamespace($1)", _OUTGOING) is not None:
+            await connection.execute(f"drop schema if exists {_OUTGOING} cascade")
         others = await of_other_versions(connection)
         if others:
             async with aclosing(rebuild(dsn, tuple(others))) as made:
@@ -97,7 +102,7 @@ async def _empty_ones(connection: Connection) -> None:
     described = await connection.fetchval("select obj_description(to_regnamespace($1), 'pg_namespace')", _UPCOMING)
     if described == shape:
         return  # one that was killed left them, and perhaps what it had made
-    await connection.execute(f"drop schema if exists {_UPCOMING} cascade")
+    await connection.execute(f"drop schema if exists {_UPCOMING}, {_OUTGOING} cascade")
     await connection.execute(SCHEMA.read_text().partition(_READ_MODELS)[2].replace("read_model", _UPCOMING))
     await connection.execute(f"comment on schema {_UPCOMING} is '{shape}'")
 
@@ -105,7 +110,7 @@ async def _empty_ones(connection: Connection) -> None:
 async def _put_in_place(connection: Connection) -> None:
     as_owner = "set local role none"
     await connection.execute(
-        f"{as_owner}; drop schema read_model cascade; alter schema {_UPCOMING} rename to read_model"
+        f"{as_owner}; alter schema read_model rename to {_OUTGOING}; alter schema {_UPCOMING} rename to read_model"
     )
     await connection.execute(SCHEMA.read_text().partition(_READ_MODELS)[2])  # functions name the schema
     await connection.execute(as_owner)

@@ -84,14 +84,16 @@ class Refused(Exception):  # noqa: N818 - it says what happened
 async def begin(connection: Connection, job: Job, *, in_order: bool = False) -> None:
     """Note what is to be made, with empty tables for it, in one transaction: a kill leaves all of that or nothing.
 
-    The tables are without their indexes. What is to be made `in_order` has no
-    ranges of streams: it begins at the beginning of the ledger.
+    The tables are without their indexes, and left alone by autovacuum: the swap would wait for it, and it only takes
+    the processors from whoever is served meanwhile. What is to be made `in_order` has no ranges of streams: it begins
+    at the beginning of the ledger.
     """
     async with connection.transaction():
         await drop_tables(connection)
         for name in (*job.names, "parked"):
             await connection.execute(
-                f"create table {BESIDE}.{name} (like {job.templates}.{name} including all excluding indexes)"
+                f"create table {BESIDE}.{name} (like {job.templates}.{name} including all excluding indexes) "
+                "with (autovacuum_enabled = off, toast.autovacuum_enabled = off)"
             )
             row_type = PROJECTIONS[name].row_type if name in PROJECTIONS else None
             if row_type is not None:
@@ -209,10 +211,15 @@ async def _add_up(connection: Connection, one: Projection) -> None:
         )
 
 
+def replaced(name: str) -> str:
+    """What a table or an index is called here that was read until another took its place."""
+    return f"{name}_replaced"
+
+
 async def drop_tables(connection: Connection) -> None:
     """Remove what an earlier one left."""
     types = (one.row_type for one in PROJECTIONS.values() if one.row_type is not None)
-    for name in ("job", "ranges", *PROJECTIONS, *types, "parked"):
+    for name in ("job", "ranges", *PROJECTIONS, *map(replaced, PROJECTIONS), *types, "parked"):
         await connection.execute(f"drop table if exists {BESIDE}.{name}")
 
 

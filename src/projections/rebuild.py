@@ -26,6 +26,7 @@ from projections.beside import (
     largest_first,
     reach,
     reached,
+    replaced,
     unfinished,
 )
 from projections.projection import BESIDE, LIVE, Projection
@@ -314,10 +315,10 @@ def _document(value: object) -> dict[str, Any]:
 
 
 async def _swap(connection: Connection, job: Job) -> None:
-    """The facts since, while the runner goes on; then, in one short transaction, the last few and the swap."""
+    """The facts since, while the runner goes on; then, with it held where it is, the last few and the swap."""
     async with connection.transaction():
+        await _hold_off_vacuum(connection, job.names)
         await _follow_all(connection, job)
-    async with connection.transaction():
         # Holding the checkpoints keeps the runner from writing to the tables that are about to go.
         await checkpoints_of(connection, lock=True)
         await _follow_all(connection, job)
@@ -328,14 +329,36 @@ async def _swap(connection: Connection, job: Job) -> None:
             )
 
 
+async def _hold_off_vacuum(connection: Connection, names: Sequence[str]) -> None:
+    """Have the tables that are read now to ourselves, but for reading and writing, until the end of the transaction.
+
+    PostgreSQL's own vacuuming gives way after a second. Were that waited for when the tables are swapped, everybody who
+    reads them would wait behind.
+    """
+    tables = ", ".join(f"{LIVE}.{name}" for name in names)
+    await connection.execute(f"lock table {tables} in share update exclusive mode")
+
+
 async def _swap_tables(connection: Connection, job: Job) -> None:
-    """Put the tables beside in the place of those that they are like, within a transaction."""
+    """Put the tables beside in the place of those that they are like, within a transaction.
+
+    Those go where they came from, under other names, and are dropped afterwards: with a gigabyte in them that takes a
+    second, in which nobody could read.
+    """
     schema = job.templates
     for name in job.names:
         comment = await connection.fetchval(
             "select quote_literal(obj_description($1::text::regclass))", f"{schema}.{name}"
         )
-        await connection.execute(f"drop table {schema}.{name}")
+        indexes = await connection.fetch(
+            "select relname from pg_index join pg_class on oid = indexrelid where indrelid = $1::text::regclass",
+            f"{schema}.{name}",
+        )
+        for (index,) in indexes:
+            await connection.execute(f"alter index {schema}.{index} rename to {replaced(index)}")
+        await connection.execute(f"alter table {schema}.{name} rename to {replaced(name)}")
+        await connection.execute(f"alter table {schema}.{replaced(name)} set schema {BESIDE}")
+        await connection.execute(f"alter table {BESIDE}.{name} reset (autovacuum_enabled, toast.autovacuum_enabled)")
         await connection.execute(f"alter table {BESIDE}.{name} set schema {schema}")
         await connection.execute(f"comment on table {schema}.{name} is {comment}")
     await connection.execute(f"delete from {schema}.parked where projection = any($1)", job.names)

@@ -61,7 +61,7 @@ async def test_read_models_of_another_shape_are_made_anew_while_the_old_ones_are
         await eventually(lambda: level(owner))
     assert (await owner.fetch("table ledger.events"))[: len(facts)] == facts
     assert await shape(owner) == before
-    assert await owner.fetchval("select to_regnamespace('upcoming')") is None
+    assert await owner.fetch("select from pg_namespace where nspname in ('upcoming', 'outgoing')") == []
     await assert_all_is_as_it_should_be(dsn, owner)
     assert await apply_schema(dsn) is False
     assert [step async for step in bring_up(dsn)] == []
@@ -99,6 +99,12 @@ asyncio.run(main())
         pass
     await assert_all_is_as_it_should_be(dsn, owner)
     assert [step async for step in bring_up(dsn)] == []
+
+
+async def test_what_was_read_before_and_a_kill_left_is_dropped(dsn: str, owner: Connection) -> None:
+    await owner.execute("create schema outgoing; create table outgoing.tickets (ticket_id uuid)")
+    assert [step async for step in bring_up(dsn)] == []
+    assert await owner.fetchval("select to_regnamespace('outgoing')") is None
 
 
 async def test_read_models_of_another_version_are_made_anew(ledger: Ledger, dsn: str, owner: Connection) -> None:
