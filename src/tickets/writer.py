@@ -118,11 +118,11 @@ class Writer:
         prepared = _prepare(append)
         self._queue.append(prepared)
         self._wake.set()
+        giving_up = asyncio.get_running_loop().call_later(self._timeout, _reject, prepared, OutcomeUnknown())
         try:
-            async with asyncio.timeout(self._timeout):
-                return await prepared.answer
-        except TimeoutError:
-            raise OutcomeUnknown from None
+            return await prepared.answer
+        finally:
+            giving_up.cancel()
 
     def stop(self) -> None:
         """End `run` once everything that waits is committed."""
