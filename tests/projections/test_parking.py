@@ -222,7 +222,8 @@ def test_readers_are_told_that_a_ticket_is_stale_until_it_was_tried_again(
         before = {path: http.get(url + path).json() for path in ("", *paths)}
         assert not any("stale" in one for one in before.values())
         assert not [one for one in http.get("/api/v1/tickets").json()["items"] if "stale" in one]
-        assert tickets("projections", "parked", **where).returncode == 0
+        told = tickets("projections", "parked", **where)
+        assert (told.returncode, told.stdout) == (0, "Nothing is parked.\n")
 
         position = asyncio.run(_poisoned(dsn, UUID(ticket["id"])))
         wait = {"Ledger-Position": str(position)}

@@ -99,7 +99,7 @@ def parked(*, limit: int, after: UUID | None, as_json: bool) -> None:
     else:
         for one in seen.items:
             click.echo(_parked(one))
-        click.echo(f"{len(seen.items):,} of {seen.total:,}")
+        click.echo(f"{len(seen.items):,} of {seen.total:,}" if seen.total else "Nothing is parked.")
     sys.exit(1 if seen.total else 0)
 
 
