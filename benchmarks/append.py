@@ -5,7 +5,8 @@ command, and count only what was acknowledged, which is what a commit on disk st
 process with so many appends in flight; the library's is as many threads with a connection each, with its
 recorder set both ways that it can be (a pipelined transaction, which is how it comes, or a database
 function), and the ratio to each is told. Ours does more for each: it seals and hashes, keeps metadata,
-and remembers the command. The sides alternate within a round, each begins after a checkpoint, and
+and remembers the command. Beside them is what PostgreSQL does with the same rows, a transaction each, where
+nobody but pgbench asks for it. The sides alternate within a round, each begins after a checkpoint, and
 afterwards the rows must be as many as were acknowledged, without a gap in ours.
 """
 
@@ -18,6 +19,7 @@ from typing import Final
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict
 
+from benchmarks import pgbench
 from benchmarks.lives import START, USERS, appending, asked_for, created, seeded
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target
 from tickets.connections import connect
@@ -60,6 +62,8 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
             function = await theirs(_THREADS, function=True)
             one = await ours(1)
             their_one = max([await theirs(1, function=False), await theirs(1, function=True)])
+            await bench.server.settle()
+            floor = await pgbench.transactions(dsn, bench.folder, connections=_IN_FLIGHT, seconds=seconds)
             yield {
                 "ours": many,
                 "pipelined": pipelined,
@@ -68,6 +72,8 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
                 "ratio": many / max(pipelined, function),
                 "ours-alone": one,
                 "theirs-alone": their_one,
+                "floor": floor,
+                "floor-ratio": many / floor,
             }
         await _check(dsn, acknowledged, recorded)
 
@@ -174,6 +180,8 @@ APPEND: Final = Benchmark(
         Figure("ratio-as-it-comes", f"{_SIDES}, as it comes", "x", _TARGET),
         Figure("ratio", f"{_SIDES}, the faster way", "x", _TARGET),
         Figure("ours", f"ledger, {_IN_FLIGHT} in flight", "commands/s"),
+        Figure("floor", f"pgbench, the same rows one at a time, {_IN_FLIGHT} connections", "commands/s"),
+        Figure("floor-ratio", "ledger / pgbench", "x"),
         Figure("pipelined", f"library's recorder, {_THREADS} threads, as it comes", "commands/s"),
         Figure("function", f"library's recorder, {_THREADS} threads, database function", "commands/s"),
         Figure("ours-alone", "ledger, 1 in flight", "commands/s"),
