@@ -642,8 +642,9 @@ async def test_while_a_table_is_vacuumed_its_readers_wait_for_no_swap(
             return bool(await owner.fetchval("select count(*) from pg_locks where not granted"))
 
         await eventually(waits)
-        async with asyncio.timeout(5), running(ledger, dsn):
+        async with asyncio.timeout(5):
             assert await owner.fetchval("select count(*) from read_model.tickets") == 9
+        async with asyncio.timeout(5), running(ledger, dsn):
             await live(ledger, 1)
             await eventually(lambda: level(owner))
         assert await oids(owner) == tables
