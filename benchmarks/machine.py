@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from time import perf_counter
-from typing import Final
+from typing import IO, Final
 
 from msgspec import Struct
 
@@ -60,17 +61,17 @@ def _cpu() -> str:
 
 def _flush_ms(folder: Path) -> float:
     """The median of 100."""
-    took = []
-    path = folder / "flush"
-    with path.open("wb") as file:
-        for _ in range(100):
-            started = perf_counter()
-            file.write(bytes(8_192))
-            file.flush()
-            os.fdatasync(file.fileno())
-            took.append(perf_counter() - started)
-    path.unlink()
-    return median(took) * 1_000
+    with TemporaryFile(dir=folder) as file:
+        return median(flush_ms(file) for _ in range(100))
+
+
+def flush_ms(file: IO[bytes]) -> float:
+    """How long it takes until 8 KB more of the file are on disk, in milliseconds."""
+    started = perf_counter()
+    file.write(bytes(8_192))
+    file.flush()
+    os.fdatasync(file.fileno())
+    return (perf_counter() - started) * 1_000
 
 
 def _commit() -> str | None:

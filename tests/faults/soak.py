@@ -3,13 +3,17 @@
     python -m tests.faults.soak --minutes 60 --out soak.json
 
 The load is that of benchmarks/load.py, an open loop in a process of its own. Caches fill at first, so the first quarter
-is not counted. Deliberately absent: judging; the figures are told.
+is not counted. Beside it, 8 KB are synced to the same disk ten times a second: no commit waits less than that does.
+Deliberately absent: judging; the figures are told.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from threading import Event, Thread
 from time import monotonic
 
 import click
@@ -19,7 +23,7 @@ from msgspec import Struct
 from api.database import apply_schema
 from api.embedded import embedded_server
 from benchmarks.load import Load, Tokens, elsewhere, work_on_tickets
-from benchmarks.machine import Machine, describe
+from benchmarks.machine import Machine, describe, flush_ms
 from benchmarks.measurement import percentile
 from benchmarks.serving import everybody, running_service
 
@@ -38,6 +42,8 @@ class Window(Struct, frozen=True, kw_only=True):
     """What was not answered with success."""
     p50_ms: float
     p99_ms: float
+    flush_ms: float
+    """The slowest synced write of the ten a second beside it."""
     memory_mb: float
     files: int
 
@@ -82,9 +88,32 @@ def memory_mb(process: Path) -> float:
     return int(line.split()[1]) / 1024
 
 
-async def _window(port: int, tokens: Tokens, rate: float | None, seconds: float, began: float) -> Window:
+@contextmanager
+def flushes(folder: Path) -> Iterator[list[float]]:
+    """How long each synced write of 8 KB takes in this folder, ten a second until it is left, in milliseconds."""
+    took, leaving = list[float](), Event()
+
+    def flush() -> None:
+        with TemporaryFile(dir=folder) as file:
+            while True:
+                file.seek(0)
+                took.append(flush_ms(file))
+                if leaving.wait(0.1):
+                    return
+
+    flushing = Thread(target=flush, name="flushes")
+    flushing.start()
+    try:
+        yield took
+    finally:
+        leaving.set()
+        flushing.join()
+
+
+async def _window(port: int, tokens: Tokens, rate: float | None, seconds: float, began: float, folder: Path) -> Window:
     load = Load(ports=(port,), connections=CONNECTIONS, rate=rate, warm_up_s=min(5, seconds / 4), seconds=seconds)
-    answered = await elsewhere(work_on_tickets, load, tokens)
+    with flushes(folder) as took:
+        answered = await elsewhere(work_on_tickets, load, tokens)
     process = process_at(port)
     return Window(
         minute=round((monotonic() - began) / 60, 2),
@@ -92,6 +121,7 @@ async def _window(port: int, tokens: Tokens, rate: float | None, seconds: float,
         refused=sum(count for status, count in answered.statuses.items() if status >= 300),
         p50_ms=round(percentile(answered.latencies_ms, 50), 2),
         p99_ms=round(percentile(answered.latencies_ms, 99), 2),
+        flush_ms=round(max(took), 1),
         memory_mb=round(memory_mb(process), 1),
         files=len(list((process / "fd").iterdir())),
     )
@@ -104,10 +134,10 @@ async def soak(minutes: float, folder: Path, dsn: str) -> Soak:
     async with running_service(dsn, folder) as port:
         tokens, began = await everybody(port), monotonic()
         seconds = max(5.0, minutes * 60 / WINDOWS)
-        maximum = (await _window(port, tokens, None, min(20, seconds), began)).rate
+        maximum = (await _window(port, tokens, None, min(20, seconds), began, folder)).rate
         windows, began = list[Window](), monotonic()
         while monotonic() < began + minutes * 60:
-            windows.append(await _window(port, tokens, maximum * SHARE, seconds, began))
+            windows.append(await _window(port, tokens, maximum * SHARE, seconds, began, folder))
             _tell(windows)
     counted = windows[len(windows) // 4 :]
     quarter = max(1, len(windows) // 4)
@@ -125,11 +155,11 @@ async def soak(minutes: float, folder: Path, dsn: str) -> Soak:
 
 def _tell(windows: list[Window]) -> None:
     if len(windows) == 1:
-        click.echo("  minute    rate/s  refused   p50 ms   p99 ms  memory MB  files")
+        click.echo("  minute    rate/s  refused   p50 ms   p99 ms  flush ms  memory MB  files")
     one = windows[-1]
     click.echo(
         f"{one.minute:8.2f} {one.rate:9.1f} {one.refused:8} {one.p50_ms:8.2f} {one.p99_ms:8.2f} "
-        f"{one.memory_mb:10.1f} {one.files:6}"
+        f"{one.flush_ms:9.1f} {one.memory_mb:10.1f} {one.files:6}"
     )
 
 

@@ -1,11 +1,12 @@
 """That the soak measures what it says; the soak itself runs for an hour (soak.py)."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import memory_mb, process_at, slope
+from tests.faults.soak import flushes, memory_mb, process_at, slope
 
 
 def test_a_slope_is_what_rises_for_each_hour() -> None:
@@ -23,3 +24,11 @@ def test_memory_is_seen_to_grow_where_it_does() -> None:
 def test_where_nobody_listens_nothing_is_measured() -> None:
     with pytest.raises(LookupError):
         process_at(1)
+
+
+def test_the_disk_is_asked_meanwhile_how_long_it_takes(tmp_path: Path) -> None:
+    with flushes(tmp_path) as took:
+        time.sleep(0.5)
+    assert 2 <= len(took) <= 6
+    assert min(took) > 0
+    assert not list(tmp_path.iterdir())
