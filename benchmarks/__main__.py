@@ -28,6 +28,7 @@ from benchmarks.live import LIVE
 from benchmarks.machine import Machine, describe
 from benchmarks.meanwhile import MEANWHILE
 from benchmarks.measurement import Bench, Benchmark, Result, Round, result
+from benchmarks.projecting import PROJECTING
 from benchmarks.queries import QUERIES
 from benchmarks.rebuild import REBUILD
 from benchmarks.replay import REPLAY
@@ -35,7 +36,19 @@ from benchmarks.side_by_side import SIDE_BY_SIDE
 
 RESULTS: Final = Path(__file__).parent / "results"
 BENCHMARKS: Final = {
-    one.name: one for one in (APPEND, REPLAY, LIVE, REBUILD, MEANWHILE, QUERIES, CONVERSATION, SIDE_BY_SIDE, FOOTPRINT)
+    one.name: one
+    for one in (
+        APPEND,
+        REPLAY,
+        LIVE,
+        PROJECTING,
+        REBUILD,
+        MEANWHILE,
+        QUERIES,
+        CONVERSATION,
+        SIDE_BY_SIDE,
+        FOOTPRINT,
+    )
 }
 
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -102,8 +102,8 @@ async def _ours(dsn: str, in_flight: int, seconds: float) -> tuple[float, int]:
 
 def _theirs(dsn: str, threads: int, seconds: float, *, function: bool) -> tuple[float, int]:
     """As `_ours`, by the library's recorder."""
-    with _datastore(dsn, threads, function=function) as datastore:
-        recorder = PostgresApplicationRecorder(datastore)
+    with datastore(dsn, threads, function=function) as opened:
+        recorder = PostgresApplicationRecorder(opened)
         recorder.create_table()
         mapper = FactMapper()
         counts = [0] * threads
@@ -142,17 +142,23 @@ def _rate_while(
     return rate
 
 
-def _datastore(dsn: str, pool_size: int, *, function: bool) -> PostgresDatastore:
-    parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
+def datastore(dsn: str, pool_size: int, *, function: bool) -> PostgresDatastore:
+    """The library's connections to this database, with its function for inserting or without."""
+    of = parts(dsn)
     return PostgresDatastore(
-        dbname=parts["dbname"],
-        host=parts.get("host", ""),
-        port=parts.get("port", "5432"),
-        user=parts.get("user", ""),
-        password=parts.get("password", ""),
+        dbname=of["dbname"],
+        host=of.get("host", ""),
+        port=of.get("port", "5432"),
+        user=of.get("user", ""),
+        password=of.get("password", ""),
         pool_size=pool_size,
         enable_db_functions=function,
     )
+
+
+def parts(dsn: str) -> dict[str, str]:
+    """What a URL of a database says, by the names that libpq has for it."""
+    return {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
 
 
 def _fact() -> Created:

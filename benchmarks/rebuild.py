@@ -49,7 +49,7 @@ async def _measure(bench: Bench) -> AsyncIterator[Round]:
                 f"truncate read_model.checkpoints, {', '.join(f'read_model.{n}' for n in PROJECTIONS)}"
             )
             await bench.server.settle()
-            caught_up = await _catch_up(dsn, facts)
+            caught_up = await catch_up(dsn, facts)
             await _check(connection)
             await connection.execute("vacuum analyze")  # as autovacuum does within a minute
             await bench.server.settle()
@@ -89,7 +89,8 @@ async def project(dsn: str) -> None:
         await owner.execute("vacuum analyze")
 
 
-async def _catch_up(dsn: str, facts: int) -> float:
+async def catch_up(dsn: str, facts: int) -> float:
+    """How long a Runner takes that finds empty read models, in seconds."""
     async with Ledger.open(dsn) as ledger:
         runner, done = Runner(ledger, lambda: connect(dsn)), asyncio.Event()
         runner.on_projected.append(lambda position: done.set() if position >= facts else None)
@@ -186,7 +187,7 @@ REBUILD: Final = Benchmark(
             "verify", "verifying every hash, seal and checkpoint, a worker a core", "facts/s", Target(">=", 150_000)
         ),
         Figure("scan", "asyncpg reading the same rows", "facts/s"),
-        Figure("ratio", "rebuilding / reading", "x"),
+        Figure("ratio", "rebuilding / reading", "x", Target(">=", 0.25)),
         Figure("facts", "facts in the ledger", "facts"),
     ),
     _measure,

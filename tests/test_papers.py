@@ -51,6 +51,11 @@ def test_the_service_levels_table_is_the_targets() -> None:
     }
 
 
+def test_every_setting_reaches_the_services_of_the_compose_file() -> None:
+    passed = set(re.findall(r"^  ([A-Z0-9_]+):", (ROOT / "compose.yaml").read_text(), re.MULTILINE))
+    assert {field.encode_name for field in msgspec.structs.fields(Settings)} <= passed
+
+
 def test_the_settings_table_has_every_setting_with_its_default() -> None:
     told = {row[0].strip("`"): row[1].strip("`") for row in table(README, "## Settings")}
     for field in msgspec.structs.fields(Settings):

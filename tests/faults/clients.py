@@ -62,8 +62,8 @@ class Crowd:
         """When what was answered 503 was asked, and how long that took."""
         self.answered: list[tuple[float, float]] = []
         """When what was acknowledged was asked for the last time, and when it was answered."""
-        self.slowest = 0.0
-        """The longest that an attempt took, whatever came of it."""
+        self.took: list[tuple[float, float]] = []
+        """When an attempt was over, whatever came of it, and how long it took."""
         self.patience = 20.0
         """How long each waits for an answer."""
         self.pause = 0.0
@@ -88,6 +88,10 @@ class Crowd:
         """How many attempts got no answer at all, or one that says that the outcome is not known."""
         return self.attempts["unknown"]
 
+    def slowest(self, since: float) -> float:
+        """The longest that an attempt took that was over after that moment, whenever it began."""
+        return max((took for over, took in self.took if over > since), default=0.0)
+
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._client(number)) for number in range(self._size)]
 
@@ -111,6 +115,10 @@ class Crowd:
         """Wait until something is answered that was asked after that moment; how long after it that was."""
         await self.until(lambda: any(began > since for began, _ in reversed(self.answered)), timeout)
         return next(answered for began, answered in self.answered if began > since) - since
+
+    async def reads(self, since: float, timeout: float) -> None:
+        """Wait until something is read that was asked for after that moment, as new as it was to be."""
+        await self.until(lambda: any(one.kind == "read" and one.invoked > since for one in self.history), timeout)
 
     async def until(self, check: Callable[[], bool], timeout: float = 20) -> None:
         """Wait until it holds, and be told at once where one of the clients saw something wrong."""
@@ -222,7 +230,7 @@ class Crowd:
                 self.attempts["unknown" if "outcome-unknown" in answer.text else "refused"] += 1
                 self.refusals.append((began, time.monotonic() - began))
             finally:
-                self.slowest = max(self.slowest, time.monotonic() - began)
+                self.took.append((now := time.monotonic(), now - began))
             await asyncio.sleep(0.05)
 
 
@@ -238,7 +246,7 @@ async def assert_that_is_what_happened(
 ) -> None:
     """Every acknowledged command is in the ledger, once; nothing else is; and nothing is broken.
 
-    Where the crowd was not `alone`, there may be other facts, but not about its tickets.
+    Where the crowd was not `alone`, there may be other facts, but not about its tickets, nor any more like them.
     """
     commands = await owner.fetch("select command_id, version from ledger.commands")
     versions = {row["command_id"]: row["version"] for row in commands}
@@ -252,6 +260,8 @@ async def assert_that_is_what_happened(
     assert Counter(row["command_id"] for row in done) == dict.fromkeys(crowd.acknowledged, 1)
     if alone:
         assert len(done) + sum(row["topic"] == "person.seen.v1" for row in facts) == len(facts) == len(commands)
+    first = [(str(row["stream_id"]), msgspec.json.decode(row["state"])) for row in facts if row["version"] == 1]
+    assert {one for one, fact in first if fact.get("title", "").startswith("Client ")} == crowd.titles.keys()
     titles: dict[str, list[str]] = {}
     for row in done:
         titles.setdefault(str(row["stream_id"]), []).append(msgspec.json.decode(row["state"])["title"])

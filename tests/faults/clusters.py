@@ -38,13 +38,14 @@ class Cluster:
         if embedded._running(self.pgdata):
             embedded._run("pg_ctl", "stop", "--wait", "--silent", f"--mode={mode}", "--pgdata", str(self.pgdata))
 
-    def kill(self, chance: random.Random) -> None:
-        """End it and all of its processes at once, in whatever order; if it runs."""
+    def kill(self, chance: random.Random) -> int:
+        """End it and all of its processes at once, in whatever order; how many there were."""
         processes = [one for postmaster in servers(self.folder) for one in (postmaster, *_children(postmaster))]
         chance.shuffle(processes)
         for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        return len(processes)
 
 
 def _children(parent: int) -> list[int]:

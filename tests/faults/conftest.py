@@ -11,12 +11,15 @@ from secrets import randbelow
 
 import pytest
 
-from tests.conftest import _in_memory_where_there_is_room
+from tests.conftest import room_for_a_server
 from tests.faults import clusters
 from tests.faults.clusters import Cluster
 
 SEED = int(os.environ.get("SEED") or randbelow(1_000_000))
 """What chance there is follows from it; `SEED=… make faults` repeats a run as far as processes can be repeated."""
+
+MANY, BACK_S = 20, 3.0
+"""Of so many recoveries, 95 % take less than so many seconds."""
 
 Tell = Callable[[str], None]
 
@@ -45,7 +48,7 @@ def chance(tell: Tell) -> random.Random:  # noqa: ARG001 - whoever takes chances
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a cluster that has the schema, of which others are copies."""
-    with _in_memory_where_there_is_room(tmp_path_factory) as folder:
+    with room_for_a_server(tmp_path_factory) as folder:
         clusters.make(folder)
         yield folder
 
@@ -53,8 +56,21 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def cluster(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A PostgreSQL of this test's own."""
-    with _in_memory_where_there_is_room(tmp_path_factory) as folder, clusters.copied(original, folder) as copy:
+    with room_for_a_server(tmp_path_factory) as folder, clusters.copied(original, folder) as copy:
         yield copy
+
+
+def limits(*, long: bool) -> tuple[float, float]:
+    """Within how many seconds each request is answered, and the service good again once there is no fault any more.
+
+    The short form shares its machine with other tests, and is about the truth.
+    """
+    return (5.0, 10.0) if long else (15.0, 60.0)
+
+
+def assert_back_in_time(recoveries: Sequence[float]) -> None:
+    """Of many recoveries, nearly all took less than three seconds."""
+    assert len(recoveries) < MANY or percentile(recoveries, 0.95) < BACK_S
 
 
 def percentile(values: Sequence[float], share: float) -> float:

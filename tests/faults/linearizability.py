@@ -58,6 +58,8 @@ def _of_values(operations: Sequence[Operation], at: dict[int, str]) -> Iterable[
     versions: dict[str, int] = {}
     refused = {one.value for one in operations if one.kind == "write" and one.outcome == "refused"}
     for one in operations:
+        if one.outcome == "refused" and one.expected is not None and one.version == one.expected:
+            yield f"{_told(one)} was meant for that version, and refused"
         if one.outcome != "acknowledged":
             continue
         if one.version is None or one.value is None:

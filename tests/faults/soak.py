@@ -3,18 +3,20 @@
     python -m tests.faults.soak --minutes 60 --out soak.json
 
 The load is that of benchmarks/load.py, an open loop in a process of its own. Caches fill at first, so the first quarter
-is not counted. Beside it, 8 KB are synced to the same disk ten times a second: no commit waits less than that does.
+is not counted. Beside it, 8 KB are synced to the same disk ten times a second, and a little work is done once a second:
+no commit waits less than the one does, and where the other takes longer, so does everything, whoever's fault that is.
 Deliberately absent: judging; the figures are told.
 """
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, thread_time
 
 import click
 import msgspec
@@ -44,7 +46,10 @@ class Window(Struct, frozen=True, kw_only=True):
     p99_ms: float
     flush_ms: float
     """The slowest synced write of the ten a second beside it."""
+    work_ms: float
+    """What the same work took of a processor's time, as a rule."""
     memory_mb: float
+    """As a rule: what is being answered comes and goes."""
     files: int
 
 
@@ -88,41 +93,59 @@ def memory_mb(process: Path) -> float:
     return int(line.split()[1]) / 1024
 
 
-@contextmanager
-def flushes(folder: Path) -> Iterator[list[float]]:
-    """How long each synced write of 8 KB takes in this folder, ten a second until it is left, in milliseconds."""
-    took, leaving = list[float](), Event()
+class Beside(Struct):
+    """What was measured beside the load."""
 
-    def flush() -> None:
+    flushes_ms: list[float]
+    works_ms: list[float]
+    memory_mb: list[float]
+
+
+@contextmanager
+def watching(process: Path, folder: Path) -> Iterator[Beside]:
+    """Watch a process, the disk that this folder is on, and the processor, until it is left."""
+    seen, leaving = Beside([], [], []), Event()
+
+    def watch() -> None:
         with TemporaryFile(dir=folder) as file:
-            while True:
+            for turn in count():
                 file.seek(0)
-                took.append(flush_ms(file))
+                seen.flushes_ms.append(flush_ms(file))
+                if turn % 10 == 0:
+                    seen.works_ms.append(_work_ms())
+                    seen.memory_mb.append(memory_mb(process))
                 if leaving.wait(0.1):
                     return
 
-    flushing = Thread(target=flush, name="flushes")
-    flushing.start()
+    thread = Thread(target=watch, name="watching")
+    thread.start()
     try:
-        yield took
+        yield seen
     finally:
         leaving.set()
-        flushing.join()
+        thread.join()
+
+
+def _work_ms() -> float:
+    started = thread_time()
+    sum(range(200_000))
+    return (thread_time() - started) * 1_000
 
 
 async def _window(port: int, tokens: Tokens, rate: float | None, seconds: float, began: float, folder: Path) -> Window:
     load = Load(ports=(port,), connections=CONNECTIONS, rate=rate, warm_up_s=min(5, seconds / 4), seconds=seconds)
-    with flushes(folder) as took:
-        answered = await elsewhere(work_on_tickets, load, tokens)
     process = process_at(port)
+    with watching(process, folder) as seen:
+        answered = await elsewhere(work_on_tickets, load, tokens)
     return Window(
         minute=round((monotonic() - began) / 60, 2),
         rate=round(answered.rate, 1),
         refused=sum(count for status, count in answered.statuses.items() if status >= 300),
         p50_ms=round(percentile(answered.latencies_ms, 50), 2),
         p99_ms=round(percentile(answered.latencies_ms, 99), 2),
-        flush_ms=round(max(took), 1),
-        memory_mb=round(memory_mb(process), 1),
+        flush_ms=round(max(seen.flushes_ms), 1),
+        work_ms=round(median(seen.works_ms), 2),
+        memory_mb=round(median(seen.memory_mb), 2),
         files=len(list((process / "fd").iterdir())),
     )
 
@@ -155,11 +178,11 @@ async def soak(minutes: float, folder: Path, dsn: str) -> Soak:
 
 def _tell(windows: list[Window]) -> None:
     if len(windows) == 1:
-        click.echo("  minute    rate/s  refused   p50 ms   p99 ms  flush ms  memory MB  files")
+        click.echo("  minute    rate/s  refused   p50 ms   p99 ms  flush ms  work ms  memory MB  files")
     one = windows[-1]
     click.echo(
         f"{one.minute:8.2f} {one.rate:9.1f} {one.refused:8} {one.p50_ms:8.2f} {one.p99_ms:8.2f} "
-        f"{one.flush_ms:9.1f} {one.memory_mb:10.1f} {one.files:6}"
+        f"{one.flush_ms:9.1f} {one.work_ms:8.2f} {one.memory_mb:10.2f} {one.files:6}"
     )
 
 

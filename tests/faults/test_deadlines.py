@@ -36,6 +36,11 @@ async def nothing() -> Any:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
+async def slow() -> Any:
+    await asyncio.sleep(SLOWER_S)
+    return await nothing()
+
+
 async def test_who_waits_for_what_never_comes_is_refused() -> None:
     async def stuck(_scope: Any, _receive: Any, _send: Any) -> None:
         await asyncio.Event().wait()
@@ -47,10 +52,6 @@ async def test_who_waits_for_what_never_comes_is_refused() -> None:
 
 
 async def test_who_sends_and_takes_slowly_is_waited_for() -> None:
-    async def slow() -> Any:
-        await asyncio.sleep(SLOWER_S)
-        return await nothing()
-
     async def echo(_scope: Any, receive: Any, send: Any) -> None:
         await receive()
         for _ in range(3):
@@ -65,4 +66,4 @@ async def test_after_a_slow_body_the_deadline_is_there_again() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(OutcomeUnknown):
-        await asked(stuck, nothing)
+        await asked(stuck, slow)

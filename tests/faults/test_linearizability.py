@@ -70,6 +70,7 @@ def test_a_history_that_can_have_happened_is_accepted() -> None:
         ("a gap", [*GOOD, wrote("g", 7, 10, 11)], "nobody made the versions [6]"),
         ("a write in the past", [*GOOD, wrote("f", 6, 12, 13), wrote("g", 7, 10, 11)], "after"),
         ("a refused write that is read", [*GOOD, read("lost", 6, 10, 11)], "was refused"),
+        ("a refusal without a reason", [*GOOD, Operation("write", "t", "x", 10, 11, "refused", 5, 5)], "and refused"),
         ("a write for a version that was past", [*GOOD, wrote("f", 6, 10, 11, expected=4)], "meant for version 4"),
         ("a value that is not what was written", [*GOOD, read("z", 3, 10, 11)], "is 'c' and 'z'"),
         ("a read that does not reach", [*GOOD, replace(read("e", 5, 10, 11), positions=(9, 8))], "was to reach to 9"),

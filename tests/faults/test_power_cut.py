@@ -22,7 +22,7 @@ from tests.conftest import eventually, start_service
 from tests.faults import clusters
 from tests.faults.clients import Crowd, assert_that_is_what_happened
 from tests.faults.clusters import Cluster
-from tests.faults.conftest import Tell
+from tests.faults.conftest import Tell, assert_back_in_time
 from tests.faults.disks import Disk, journaled
 from tests.faults.test_service_faults import LONGEST_S, told
 from tests.faults.test_upload_faults import Crowd as Uploaders
@@ -142,6 +142,7 @@ async def test_power_that_is_cut_again_and_again_under_the_service_loses_no_comm
                 service = await asyncio.to_thread(start_service, "", cluster.folder, DATABASE_URL="")
                 crowd.url = uploaders.url = service.url
                 recoveries.append(await crowd.answers(cut, LONGEST_S))
+            assert_back_in_time(recoveries)
             await uploaders.attaches(3)
             await crowd.leave()
             await uploaders.leave()

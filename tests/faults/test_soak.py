@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import flushes, memory_mb, process_at, slope
+from tests.faults.soak import memory_mb, process_at, slope, watching
 
 
 def test_a_slope_is_what_rises_for_each_hour() -> None:
@@ -26,9 +26,11 @@ def test_where_nobody_listens_nothing_is_measured() -> None:
         process_at(1)
 
 
-def test_the_disk_is_asked_meanwhile_how_long_it_takes(tmp_path: Path) -> None:
-    with flushes(tmp_path) as took:
+def test_the_disk_and_the_processor_are_asked_meanwhile_how_long_they_take(tmp_path: Path) -> None:
+    with watching(Path(f"/proc/{os.getpid()}"), tmp_path) as seen:
         time.sleep(0.5)
-    assert 2 <= len(took) <= 6
-    assert min(took) > 0
+    assert 1 <= len(seen.flushes_ms) <= 6
+    assert min(seen.flushes_ms) > 0
+    assert min(seen.works_ms) > 0
+    assert min(seen.memory_mb) > 20, "a Python"
     assert not list(tmp_path.iterdir())
