@@ -4,6 +4,7 @@ One algorithm is accepted, the one that is set; the token's own word on that is 
 Deliberately absent: what somebody may do (tickets/permissions.py).
 """
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from time import time
@@ -19,6 +20,8 @@ from api.settings import Settings, jwt_key
 from tickets.permissions import Actor, Role
 
 _LONGEST_TOKEN: Final = 8_192
+_HALF_A_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+"""One of two surrogates: JSON can say it, and nothing can write it."""
 
 
 class Unauthorized(Exception):  # noqa: N818 - an answer, not an error
@@ -98,8 +101,8 @@ class Tokens:
         except (ValueError, TypeError, RecursionError, OverflowError):
             raise Unauthorized("The token cannot be read.") from None
         for text in (claims.username or "", *claims.teams):
-            if "\0" in text:
-                raise Unauthorized("The token's claims are not good: NUL in a name.")
+            if "\0" in text or _HALF_A_CHARACTER.search(text):
+                raise Unauthorized("The token's claims are not good: NUL or half a character in a name.")
         teams = tuple(sorted(set(claims.teams)))
         return Actor(id=claims.sub, role=claims.role, username=claims.username, teams=teams), float(claims.exp)
 

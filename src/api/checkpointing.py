@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import asyncpg
 import obstore
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,7 +33,7 @@ from tickets.checkpoints import (
     verify_note,
 )
 from tickets.checkpoints import verifier as verifier_of
-from tickets.connections import CONNECTION_LOST, Connection
+from tickets.connections import CANNOT_CONNECT, Connection
 from tickets.merkle import verify_consistency
 
 SIGNER: Final = 0x7369676E6572  # "signer", as the number of an advisory lock
@@ -154,12 +153,13 @@ class Checkpointer:
         while True:
             try:
                 connection = await self._connect()
-            except CONNECTION_LOST:
+            except CANNOT_CONNECT as error:
+                _log.warning("checkpoints.unreachable", error=repr(error))
                 await asyncio.sleep(_LOOKS_S)
                 continue
             try:
                 await self._follow(connection)
-            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+            except CANNOT_CONNECT as error:
                 _log.warning("checkpoints.interrupted", error=repr(error))
                 await asyncio.sleep(_LOOKS_S)
             finally:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
+from time import monotonic, sleep
 from typing import Final
 from urllib.parse import quote
 
@@ -46,6 +47,16 @@ log_min_messages = warning
 _MEGABYTE: Final = 1 << 20
 _LOOK_S: Final = 0.2
 """How often it is looked whether the server was killed."""
+
+_STATE: Final = 7
+"""The line of postmaster.pid that says how far the server is (src/include/utils/pidfile.h, from 0)."""
+_RECOVERY_S: Final = 3_600
+"""How long it may take to start after a crash: up to max_wal_size has to be gone through, and a slow disk synced."""
+
+_ENDING_S: Final = 10.0
+"""How long processes of a server that was killed may take to notice that it is."""
+_NOBODYS_NUMBER: Final = 1 << 22
+"""Linux gives no process this number or a higher one (PID_MAX_LIMIT), and others end before it."""
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -92,7 +103,7 @@ def _started_again(data_dir: Path, sockets: Path, extra_configuration: str) -> I
                 _log.warning("embedded.killed", pgdata=str(cluster))
                 try:
                     _start(cluster, sockets, extra_configuration)
-                except EmbeddedServerError as error:  # at first, because processes of the killed one are still ending
+                except (EmbeddedServerError, OSError) as error:  # at first, those of the killed one are still ending
                     _log.warning("embedded.not_started", error=str(error))
 
     watching = Thread(target=watch, name="embedded server", daemon=True)
@@ -135,29 +146,49 @@ def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
         )
         beside.rename(cluster)
     elif _running(cluster):
+        _wait_until_ready(cluster)
         return
-    elif _killed(cluster):  # PostgreSQL takes whoever has that number now for its server, and does not start
-        for left in (cluster / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
-            left.unlink(missing_ok=True)
-    (cluster / "postgresql.conf").write_text(_CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
+    killed = _killed(cluster)
+    _configure(cluster, extra_configuration)
+    if killed:
+        _note_its_death(cluster, sockets)
+    ends = monotonic() + (_ENDING_S if killed else 0)
+    while not _started(cluster, sockets, last=monotonic() >= ends):
+        sleep(_LOOK_S)
+
+
+def _configure(cluster: Path, extra_configuration: str) -> None:
+    """Written beside and moved: where the disk is full, there is still the one from before."""
+    beside = cluster / "postgresql.conf.new"
+    beside.write_text(_CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
+    beside.rename(cluster / "postgresql.conf")
+
+
+def _note_its_death(cluster: Path, sockets: Path) -> None:
+    """Have its number be nobody's: PostgreSQL takes whoever has that number now for its server, and does not start.
+
+    The rest of the file stays. By it, PostgreSQL sees whether processes of the one that was killed are still at work,
+    and does not start beside them.
+    """
+    number = cluster / "postmaster.pid"
+    _, _, rest = number.read_text().partition("\n")
+    number.write_text(f"{_NOBODYS_NUMBER}\n{rest}")
+    (sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
+
+
+def _started(cluster: Path, sockets: Path, *, last: bool) -> bool:
+    """Whether it could be started. Raises EmbeddedServerError where this was the `last` time that it was tried."""
     log = cluster.parent / "postgres.log"
     options = f"-c unix_socket_directories='{sockets}'"
+    start = ("start", "--wait", "--silent", f"--timeout={_RECOVERY_S}", "--pgdata", str(cluster))
     try:
-        _run(
-            "pg_ctl",
-            "start",
-            "--wait",
-            "--silent",
-            "--pgdata",
-            str(cluster),
-            "--log",
-            str(log),
-            "--options",
-            options,
-        )
+        _run("pg_ctl", *start, "--log", str(log), "--options", options)
     except EmbeddedServerError as error:
+        if not last:
+            return False
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
         raise EmbeddedServerError(f"{error}\n{tail}") from None
+    return True
 
 
 def _buffers() -> int:
@@ -178,12 +209,27 @@ def _killed(cluster: Path) -> bool:
     return number is not None and not _is_server(number, cluster) and _number(cluster) == number
 
 
+def _wait_until_ready(cluster: Path) -> None:
+    """One that another has started may still be going through what it had not written when it was killed."""
+    ends = monotonic() + _RECOVERY_S
+    while _running(cluster) and _said(cluster, _STATE).strip() not in ("ready", "standby"):
+        if monotonic() > ends:
+            raise EmbeddedServerError(f"The embedded PostgreSQL in {cluster} runs, and does not get ready.")
+        sleep(_LOOK_S)
+
+
 def _number(cluster: Path) -> int | None:
     """The number of the process that says it is the server."""
+    said = _said(cluster, 0)
+    return int(said) if said.isdigit() else None
+
+
+def _said(cluster: Path, line: int) -> str:
+    """What the server says of itself in that line of its file; empty where there is none."""
     try:
-        return int((cluster / "postmaster.pid").read_text().split("\n", 1)[0])
-    except (OSError, ValueError):
-        return None
+        return (cluster / "postmaster.pid").read_text().split("\n")[line]
+    except (OSError, ValueError, IndexError):
+        return ""
 
 
 def _is_server(number: int, cluster: Path) -> bool:

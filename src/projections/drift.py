@@ -10,7 +10,6 @@ from random import SystemRandom
 from typing import Final
 from uuid import UUID
 
-import asyncpg
 import structlog
 from msgspec import Struct
 
@@ -18,7 +17,7 @@ from projections.beside import rows_of_streams
 from projections.projection import LIVE, Projection, Row, write
 from projections.rebuild import Difference, difference
 from projections.runner import PROJECTIONS, Runner, checkpoints_of
-from tickets.connections import CONNECTION_LOST, Connection, connected
+from tickets.connections import CANNOT_CONNECT, Connection, connected
 from tickets.ledger import read_streams
 
 COMPARED: Final[dict[str, Projection]] = {name: one for name, one in PROJECTIONS.items() if one.of_stream is not None}
@@ -94,7 +93,7 @@ class Sampler:
                 continue
             try:
                 await self.look()
-            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+            except CANNOT_CONNECT as error:
                 _log.warning("drift.not_looked", error=repr(error))
 
     async def look(self) -> None:

@@ -12,13 +12,12 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-import asyncpg
 import structlog
 from msgspec import Struct
 
 from projections.freshness import Freshness
 from projections.runner import PROJECTIONS
-from tickets.connections import CONNECTION_LOST, Pool
+from tickets.connections import CANNOT_CONNECT, Pool
 from tickets.events import FACTS
 from tickets.mapper import UPCASTERS
 
@@ -281,7 +280,7 @@ class Tail:
                 continue
             try:
                 found = await read(self._pool, Wanted(), self._reaches, _CHUNK)
-            except (*CONNECTION_LOST, asyncpg.PostgresError, BeyondTheLedger) as error:
+            except (*CANNOT_CONNECT, BeyondTheLedger) as error:
                 _log.warning("feed.interrupted", error=repr(error))
                 self._begin_at(self._freshness.projected)
                 await asyncio.sleep(_PAUSE_S)

@@ -8,11 +8,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import asyncpg
 import structlog
 
 from projections.runner import CHANNEL, PROJECTIONS
-from tickets.connections import CONNECTION_LOST, Connection
+from tickets.connections import CANNOT_CONNECT, Connection
 from tickets.ledger import Ledger
 
 _POLL: Final = 0.5
@@ -27,18 +26,16 @@ class Freshness:
         """Nothing is known yet; `watch` finds out."""
         self._ledger = ledger
         self.projected = 0
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        """Those who wait, each with the position that they wait for; whoever goes takes itself out."""
 
     def reached(self, position: int) -> None:
         """Note that all read models have come this far, and let go on whoever waits for that."""
         if position <= self.projected:
             return
         self.projected = position
-        waiting, self._waiting = self._waiting, []
-        for wanted, future in waiting:
-            if wanted > position:
-                self._waiting.append((wanted, future))
-            elif not future.done():
+        for future, wanted in self._waiting.items():
+            if wanted <= position and not future.done():
                 future.set_result(None)
 
     async def wait_for(self, position: int, timeout: float) -> bool:
@@ -46,13 +43,14 @@ class Freshness:
         if position <= self.projected:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((position, future))
+        self._waiting[future] = position
         try:
             async with asyncio.timeout(timeout):
                 await future
         except TimeoutError:
-            self._waiting = [(wanted, one) for wanted, one in self._waiting if one is not future]
             return False
+        finally:
+            del self._waiting[future]
         return True
 
     async def watch(self, connect: Callable[[], Awaitable[Connection]]) -> None:
@@ -60,7 +58,8 @@ class Freshness:
         while True:
             try:
                 connection = await connect()
-            except CONNECTION_LOST:
+            except CANNOT_CONNECT as error:
+                _log.warning("freshness.unreachable", error=repr(error))
                 await asyncio.sleep(_POLL)
                 continue
             try:
@@ -69,7 +68,7 @@ class Freshness:
                 while True:
                     await self.look(connection)
                     await asyncio.sleep(_POLL)
-            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+            except CANNOT_CONNECT as error:
                 _log.warning("freshness.interrupted", error=repr(error))
                 await asyncio.sleep(_POLL)
             finally:

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, Final, Literal, TypeVar
 from uuid import uuid4
 
+import asyncpg
 import msgspec
+import structlog
 from msgspec import UNSET, Struct
 
 from projections.beside import (
@@ -50,6 +52,11 @@ T = TypeVar("T")
 
 _CHUNK: Final = 5_000
 _EXAMPLES: Final = 20
+_READERS_WAIT_MS: Final = 200
+"""How long everybody who reads may have to wait behind the swap, where it has to wait itself …"""
+_GIVING_WAY_S, _GIVING_WAY_AT_MOST_S = 0.5, 10.0
+"""… before it lets them, and tries again later: after so long at first, and then twice as long each time."""
+_log: Final = structlog.get_logger(__name__)
 _TURN: Final = 0x72656275696C64  # "rebuild", as the number of an advisory lock
 
 
@@ -146,7 +153,9 @@ async def reshape(
             async for progress in made:
                 yield progress
         async with connection.transaction():
-            await connection.execute(f"select from {LIVE}.checkpoints for update")
+            # A runner that waits for these rows must find none, and look again: in the tables that are in place then.
+            await checkpoints_of(connection, lock=True)
+            await connection.execute(f"delete from {LIVE}.checkpoints")
             position = await _follow_all(connection, job)
             await _swap_tables(connection, job)
             await connection.execute(
@@ -315,18 +324,47 @@ def _document(value: object) -> dict[str, Any]:
 
 
 async def _swap(connection: Connection, job: Job) -> None:
-    """The facts since, while the runner goes on; then, with it held where it is, the last few and the swap."""
+    """The facts since, while the runner goes on; then, with it held where it is, the last few and the swap.
+
+    Where somebody reads for long, it gives way to everybody else and tries again.
+    """
+    pause = _GIVING_WAY_S
+    while not await _swapped(connection, job):
+        _log.warning("rebuild.waits_for_readers", tables=job.names, retry_in_s=pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _GIVING_WAY_AT_MOST_S)
+
+
+async def _swapped(connection: Connection, job: Job) -> bool:
+    """Whether the tables could be had for a moment, and the new ones are in their place."""
     async with connection.transaction():
-        await _hold_off_vacuum(connection, job.names)
         await _follow_all(connection, job)
-        # Holding the checkpoints keeps the runner from writing to the tables that are about to go.
-        await checkpoints_of(connection, lock=True)
-        await _follow_all(connection, job)
-        await _swap_tables(connection, job)
-        for name in job.names:
-            await connection.execute(
-                f"update {LIVE}.checkpoints set version = $2 where projection = $1", name, PROJECTIONS[name].version
-            )
+    try:
+        async with connection.transaction():
+            await _hold_off_vacuum(connection, job.names)
+            # Holding the checkpoints keeps the runner from writing to the tables that are about to go.
+            await checkpoints_of(connection, lock=True)
+            await _follow_all(connection, job)
+            await _shut_out_readers(connection, job.names)
+            await _swap_tables(connection, job)
+            for name in job.names:
+                await connection.execute(
+                    f"update {LIVE}.checkpoints set version = $2 where projection = $1", name, PROJECTIONS[name].version
+                )
+    except asyncpg.LockNotAvailableError:
+        return False
+    return True
+
+
+async def _shut_out_readers(connection: Connection, names: Sequence[str]) -> None:
+    """Have the tables that are read now to ourselves, until the end of the transaction.
+
+    Whoever wants to read waits behind this, also where it is only somebody else's long reading that it waits for: so it
+    does not wait for long. Raises asyncpg.LockNotAvailableError.
+    """
+    tables = ", ".join(f"{LIVE}.{name}" for name in names)
+    await connection.execute(f"set local lock_timeout = '{_READERS_WAIT_MS}ms'")
+    await connection.execute(f"lock table {tables} in access exclusive mode")
 
 
 async def _hold_off_vacuum(connection: Connection, names: Sequence[str]) -> None:

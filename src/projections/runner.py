@@ -31,7 +31,7 @@ from projections.projection import LIVE, Envelope, Projection, Row, Step, decode
 from projections.texts import TEXTS
 from projections.tickets import TICKETS
 from tickets import mapper, snapshots
-from tickets.connections import CONNECTION_LOST, POISONED, Connection, in_transaction
+from tickets.connections import CANNOT_CONNECT, POISONED, Connection, in_transaction
 from tickets.events import Fact, PersonSeen, TicketEvent
 from tickets.ledger import Ledger, Raw, read
 from tickets.ticket import Ticket, evolve
@@ -231,26 +231,26 @@ class Runner:
         """`poll` is how many seconds pass at most before it looks for facts by itself."""
         self._ledger = ledger
         self._connect = connect
-        self._batch_size = batch_size
+        self._batch_size = self._size = batch_size
         self._poll = poll
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.leads = False
         self.on_projected: list[Callable[[int], None]] = []
         ledger.on_append(lambda _: self._wake.set())
 
     def stop(self) -> None:
         """End `run` after the batch that is being written."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
 
     async def run(self) -> None:
         """Lead or stand by, until stopped."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             pause = 0.0
             try:
                 connection = await self._connect()
-            except CONNECTION_LOST as error:
+            except CANNOT_CONNECT as error:
                 _log.warning("runner.unreachable", error=repr(error))
                 await asyncio.sleep(0.5)
                 continue
@@ -259,8 +259,10 @@ class Runner:
             except OtherVersion as error:
                 _log.warning("runner.other_version", projections=str(error))
                 pause = self._poll
-            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
-                _log.warning("runner.interrupted", error=repr(error))
+            except CANNOT_CONNECT as error:
+                if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
+                    self._size = max(1, self._size // 2)  # too much for the time that there is
+                _log.warning("runner.interrupted", error=repr(error), next_batch=self._size)
                 pause = 0.2
             finally:
                 self.leads = False
@@ -270,8 +272,8 @@ class Runner:
 
     async def _lead(self, connection: Connection) -> None:
         while not await connection.fetchval("select pg_try_advisory_lock($1)", LEADER):
-            await self._sleep()
-            if self._stopping:
+            await self._wait_for(self._stopping)  # facts are the leader's to hear of
+            if self._stopping.is_set():
                 return
         if others := await of_other_versions(connection):
             raise OtherVersion(", ".join(others))
@@ -281,18 +283,20 @@ class Runner:
         _log.info("runner.leads")
         await connection.add_listener("ledger", lambda *_: self._wake.set())
         fold = Fold(connection)
-        while not self._stopping:
+        while not self._stopping.is_set():
             self._wake.clear()
-            taken = await catch_up(connection, fold, self._batch_size, self._projected)
+            taken = await catch_up(connection, fold, self._size, self._projected)
             if not taken:
-                await self._sleep()
-            elif _BUSY <= taken < self._batch_size:
+                await self._wait_for(self._wake)
+            elif _BUSY <= taken < self._size:
                 await asyncio.sleep(_GATHERING_S)
+            self._size = min(self._batch_size, self._size * 2)
 
-    async def _sleep(self) -> None:
+    async def _wait_for(self, event: asyncio.Event) -> None:
+        """Wait for it, and no longer than until it is time to look by oneself."""
         try:
             async with asyncio.timeout(self._poll):
-                await self._wake.wait()
+                await event.wait()
         except TimeoutError:
             return
 

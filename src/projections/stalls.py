@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from projections.runner import LED_BY, PROJECTIONS
-from tickets.connections import CONNECTION_LOST, Connection, in_transaction
+from tickets.connections import CANNOT_CONNECT, Connection, in_transaction
 
 HELD: Final = ("ledger.head", "read_model.checkpoints")
 A_MOMENT: Final = timedelta(seconds=1)
@@ -87,7 +87,7 @@ class Watch:
                     async with asyncio.timeout(_PATIENCE_S):
                         self.seen = await look(connection, self.seen)
                     await asyncio.sleep(_EVERY_S)
-            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
+            except CANNOT_CONNECT as error:
                 _log.warning("stalls.interrupted", error=repr(error))
                 await asyncio.sleep(_EVERY_S)
             finally:

@@ -40,6 +40,9 @@ CONNECTION_LOST: Final = (
 )
 """What asyncpg raises when the database, rather than the statement, is the matter."""
 
+CANNOT_CONNECT: Final = (*CONNECTION_LOST, asyncpg.PostgresError)
+"""What is raised where there is no connection to be had for now: away, or it will not have us, which may pass too."""
+
 OUT_OF_SERVICE: Final = (asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError)
 """The database is there and says that it cannot write: the disk is full, or it is a standby."""
 

@@ -95,6 +95,7 @@ class Handler:
         self._find_assignee = find_assignee
         self.policy: Final = policy or Policy()
         self._cache: LRUCache[UUID, Ticket] = LRUCache(cache_size)
+        ledger.on_reconnect(self._cache.clear)
         self._attempts = attempts
         self._snapshots = snapshots.finding(ledger.pool)
         self._number: Batched[None, int] = Batched(lambda waiting: ledger.ticket_numbers(len(waiting)))
@@ -226,13 +227,17 @@ class Handler:
                 before, fresh = await self._refreshed(ticket_id, before), True
                 continue
             if not facts and asked.key is None:
-                return Answer(before, self._ledger.newest)
+                return Answer(before, await self._ledger.reaches(ticket_id))
             outcome = await self._append(ticket_id, before.version, facts, asked, command_id, fingerprint)
             match outcome.verdict:
                 case "appended":
                     return await self._done(facts, before, outcome)
                 case "duplicate":
                     return await self._again(outcome, command_id, fingerprint)
+                case "conflict" if outcome.version < before.version:
+                    # The ledger is behind what it was: another server took over and has not all of it.
+                    self._cache.pop(ticket_id, None)
+                    before, fresh = await self._refreshed(ticket_id, None), True
                 case "conflict":
                     before, fresh = await self._caught_up(ticket_id, before, outcome.version), True
         raise TooContended(attempts=self._attempts)

@@ -137,13 +137,14 @@ _Stretch = tuple[UUID, int, int]
 class Ledger:
     """The record. Use it as `async with Ledger.open(dsn) as ledger`."""
 
-    def __init__(self, pool: Pool, writer: Callable[[Callable[[int], None]], Writer]) -> None:
+    def __init__(self, pool: Pool, writer: Callable[[Callable[[int], None], Callable[[], None]], Writer]) -> None:
         """Not to be called by others than `open`."""
         self.pool = pool
         self.newest = 0
         """The newest position that this process knows of."""
         self._listeners: list[Callable[[int], None]] = []
-        self._writer = writer(self.heard_of)
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._writer = writer(self.heard_of, self._has_reconnected)
         self._stretch: Batched[_Stretch, list[tuple[str, bytes]]] = Batched(self._stretches)
         self._outcome: Batched[UUID, Outcome | None] = Batched(self._outcomes)
 
@@ -166,8 +167,8 @@ class Ledger:
         """
         async with pooled(dsn, size=pool_size, timeout=timeout, purpose="queries") as pool:
             reconnect = partial(connect, dsn, timeout=timeout, statement_timeout=timeout, purpose="writer")
-            limits = {"queue_limit": queue_limit, "batch_limit": batch_limit}
-            ledger = cls(pool, lambda heard: Writer(reconnect, heard, timeout=timeout, **limits))
+            writer = partial(Writer, queue_limit=queue_limit, batch_limit=batch_limit, timeout=timeout)
+            ledger = cls(pool, partial(writer, reconnect))
             writing = asyncio.create_task(ledger._writer.run(await reconnect()), name="ledger writer")
             try:
                 yield ledger
@@ -178,6 +179,18 @@ class Ledger:
     def on_append(self, listener: Callable[[int], None]) -> None:
         """Have `listener` called with the newest position whenever this process learns of one."""
         self._listeners.append(listener)
+
+    def on_reconnect(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called when the writer has a new connection: it may be to another server, that has less."""
+        self._on_reconnect.append(listener)
+
+    def _has_reconnected(self) -> None:
+        for listener in self._on_reconnect:
+            listener()
+
+    async def reaches(self, stream_id: UUID) -> int:
+        """A position from which on everybody sees this stream as it is, also what others have just added."""
+        return max(self.newest, *(await last_positions(self.pool, [stream_id])).values(), 0)
 
     def heard_of(self, position: int) -> None:
         """Note that the ledger reaches this far, whoever said so."""

@@ -20,7 +20,7 @@ import structlog
 from msgspec import Struct
 
 from tickets import mapper
-from tickets.connections import CONNECTION_LOST, OUT_OF_SERVICE, POISONED, Connection
+from tickets.connections import CANNOT_CONNECT, CONNECTION_LOST, OUT_OF_SERVICE, POISONED, Connection
 from tickets.errors import LedgerUnavailable, OutcomeUnknown, Overloaded
 from tickets.events import Fact, Metadata
 from tickets.integrity import leaf
@@ -83,14 +83,16 @@ class Writer:
         self,
         reconnect: Callable[[], Awaitable[Connection]],
         appended: Callable[[int], None],
+        reconnected: Callable[[], None],
         *,
         queue_limit: int,
         batch_limit: int,
         timeout: float,
     ) -> None:
-        """`appended` is told the newest position after each commit that added facts."""
+        """`appended` is told the newest position after each commit that added facts; `reconnected` what it says."""
         self._reconnect = reconnect
         self._appended = appended
+        self._reconnected = reconnected
         self._queue: list[_Prepared] = []
         self._wake = asyncio.Event()
         self._connected = True
@@ -171,12 +173,13 @@ class Writer:
         while not self._closing:
             try:
                 connection = await self._reconnect()
-            except CONNECTION_LOST as error:
+            except CANNOT_CONNECT as error:
                 _log.warning("ledger.unreachable", error=repr(error), retry_in_s=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.5)
             else:
                 self._connected = True
+                self._reconnected()
                 return connection
         return None
 
@@ -228,7 +231,7 @@ class Writer:
         while loop.time() < deadline:
             try:
                 connection = await self._reconnect()
-            except CONNECTION_LOST:
+            except CANNOT_CONNECT:
                 await asyncio.sleep(0.1)
                 continue
             try:
@@ -245,6 +248,7 @@ class Writer:
             except asyncpg.PostgresError:
                 return await self._settle_apart(connection, batch)
             self._connected = True
+            self._reconnected()
             self._answer(batch, outcomes)
             return connection
         self._fail(batch, OutcomeUnknown)
@@ -253,6 +257,7 @@ class Writer:
     async def _settle_apart(self, connection: Connection, batch: list[_Prepared]) -> Connection | None:
         """What poisons a batch now did so the first time: nothing of it was written."""
         self._connected = True
+        self._reconnected()
         return await self._commit_apart(connection, batch)
 
     def _answer(self, batch: list[_Prepared], outcomes: Sequence[Outcome]) -> None:

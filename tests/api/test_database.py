@@ -3,12 +3,15 @@
 import asyncio
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
 
 from api.database import apply_schema, bring_up
+from projections.rebuild import Progress
+from projections.runner import Fold, catch_up, checkpoints_of
 from tests.conftest import eventually
 from tests.projections.test_rebuild import shape
 from tests.projections.test_runner import assert_all_is_as_it_should_be, level, live, running
-from tickets.connections import Connection
+from tickets.connections import Connection, connected
 from tickets.ledger import Ledger
 
 
@@ -65,6 +68,45 @@ async def test_read_models_of_another_shape_are_made_anew_while_the_old_ones_are
     await assert_all_is_as_it_should_be(dsn, owner)
     assert await apply_schema(dsn) is False
     assert [step async for step in bring_up(dsn)] == []
+
+
+async def test_a_runner_that_waits_while_they_are_put_in_place_goes_on_where_the_new_ones_are(
+    ledger: Ledger, dsn: str, owner: Connection
+) -> None:
+    await live(ledger, 3)
+    async with running(ledger, dsn):
+        await eventually(lambda: level(owner))
+    await owner.execute(
+        "update ledger.schema_applied set sha256 = 'an earlier version', read_models = 'and its read models'"
+    )
+    await apply_schema(dsn)
+    await live(ledger, 1)
+    async with connected(dsn) as before, connected(dsn) as leader:
+        holding = before.transaction()
+        await holding.start()
+        await checkpoints_of(before, lock=True)
+        making = asyncio.create_task(_all(bring_up(dsn)))
+        await eventually(lambda: _wait_for_locks(owner, 1), timeout=30)
+        leading = asyncio.create_task(catch_up(leader, Fold(leader), 1_000))
+        await eventually(lambda: _wait_for_locks(owner, 2))
+        await holding.rollback()
+        await making
+        await leading
+        while await catch_up(leader, Fold(leader), 1_000):
+            pass
+    assert await owner.fetch("select from read_model.parked") == []
+    await assert_all_is_as_it_should_be(dsn, owner)
+
+
+async def _all(steps: AsyncIterator[Progress]) -> list[Progress]:
+    return [step async for step in steps]
+
+
+async def _wait_for_locks(owner: Connection, count: int) -> bool:
+    waiting: int = await owner.fetchval(
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    return waiting >= count
 
 
 async def test_making_them_anew_is_gone_on_with_after_a_kill(ledger: Ledger, dsn: str, owner: Connection) -> None:

@@ -7,13 +7,16 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from api import embedded
 from api.embedded import EmbeddedServerError, embedded_server
 from tests.conftest import eventually
 from tickets.connections import connect
@@ -147,6 +150,47 @@ def test_what_a_killed_one_left_running_is_taken_over_by_the_next(data_dir: Path
         assert (again, servers(data_dir)) == (dsn, [left])
         assert asking(again) == "here"
     assert servers(data_dir) == []
+
+
+def test_one_that_is_not_ready_yet_is_waited_for(data_dir: Path) -> None:
+    """Who comes while another's server is still going through its log gets no refusal, and does not stop it."""
+    with embedded_server(data_dir) as dsn:
+        (server,) = servers(data_dir)
+        number = data_dir / "postgres" / "postmaster.pid"
+        said = number.read_text()
+        lines = said.split("\n")
+        assert lines[embedded._STATE].strip() == "ready"
+        lines[embedded._STATE] = "starting"
+        number.write_text("\n".join(lines))
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(embedded._start, data_dir / "postgres", embedded._socket_dir(data_dir), "")
+            with pytest.raises(TimeoutError):
+                coming.result(0.6)
+            number.write_text(said)
+            coming.result(10)
+        assert servers(data_dir) == [server]
+        assert asking(dsn) == "here"
+
+
+def test_where_its_configuration_cannot_be_written_it_is_started_once_it_can(data_dir: Path) -> None:
+    """A disk that is full is no reason to give up for good, and the configuration that was there is left whole."""
+    with embedded_server(data_dir) as dsn:
+        (server,) = servers(data_dir)
+        configuration = data_dir / "postgres" / "postgresql.conf"
+        was = configuration.read_text()
+        in_the_way = configuration.with_name("postgresql.conf.new")
+        in_the_way.mkdir()
+        os.kill(server, signal.SIGKILL)
+        time.sleep(1.5)
+        assert servers(data_dir) == []
+        assert configuration.read_text() == was
+        in_the_way.rmdir()
+        ends = time.monotonic() + 20
+        while not servers(data_dir):
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        embedded._wait_until_ready(data_dir / "postgres")
+        assert asking(dsn) == "here"
 
 
 async def test_a_server_that_was_killed_itself_is_started_again(data_dir: Path) -> None:

@@ -30,7 +30,7 @@ from tests.conftest import (
     token,
 )
 from tests.faults.clients import Crowd, assert_that_is_what_happened
-from tests.faults.clusters import Cluster
+from tests.faults.clusters import Cluster, _children
 from tests.faults.conftest import Tell, assert_back_in_time, percentile
 from tests.tickets.test_ledger import held_up
 from tickets.connections import Connection, connect
@@ -119,15 +119,34 @@ async def test_where_the_number_of_a_killed_postgresql_is_another_process_now_it
     cluster: Cluster, chance: random.Random
 ) -> None:
     cluster.kill(chance)
-
-    async def gone() -> bool:
-        return servers(cluster.folder) == []
-
-    await eventually(gone)
+    await eventually(lambda: _gone(cluster))
     left = cluster.pgdata / "postmaster.pid"
     left.write_text(f"{os.getpid()}\n{left.read_text().partition(chr(10))[2]}")
     await asyncio.to_thread(cluster.start)
     assert await ask(cluster.dsn, "select count(*) from ledger.head") == 1
+
+
+async def test_while_a_process_of_a_killed_postgresql_is_still_at_work_none_is_started_beside_it(
+    cluster: Cluster,
+) -> None:
+    """It could still write to what the next one takes for its own."""
+    (server,) = servers(cluster.folder)
+    child = _children(server)[0]
+    os.kill(child, signal.SIGSTOP)
+    try:
+        os.kill(server, signal.SIGKILL)
+        await eventually(lambda: _gone(cluster))
+        starting = asyncio.create_task(asyncio.to_thread(cluster.start))
+        _, waiting = await asyncio.wait({starting}, timeout=1.5)
+        assert waiting
+    finally:
+        os.kill(child, signal.SIGKILL)
+    await starting
+    assert await ask(cluster.dsn, "select count(*) from ledger.head") == 1
+
+
+async def _gone(cluster: Cluster) -> bool:
+    return servers(cluster.folder) == []
 
 
 # --------------------------------------------------------------------------------------------- database away

@@ -59,6 +59,19 @@ async def test_each_is_let_go_on_as_soon_as_their_own_position_is_there(ledger: 
     assert {await task for task in waiting.values()} == {True}
 
 
+async def test_whoever_goes_while_waiting_leaves_nothing_behind(ledger: Ledger) -> None:
+    """A client can hang up, or be refused, while it waits for a position that never comes."""
+    freshness = Freshness(ledger)
+    waiting = [asyncio.create_task(freshness.wait_for(10**18 - 1, 10)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert len(freshness._waiting) == 20
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert not await freshness.wait_for(10**18 - 1, 0)
+    assert not freshness._waiting
+
+
 async def test_a_position_from_a_command_can_be_read_as_soon_as_waiting_for_it_ends(
     ledger: Ledger, owner: Connection, dsn: str
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE
 from hashlib import sha256
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from projections import attachments, beside, history, lists, people, tickets
+from projections.beside import Job, begin, unfinished
 from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
 from projections.runner import LEADER, PROJECTIONS
 from projections.status import read_status
@@ -483,6 +485,17 @@ async def test_what_a_killed_one_left_is_in_nobodys_way(ledger: Ledger, owner: C
     assert await dump(owner) == rows
 
 
+async def test_what_was_begun_for_another_shape_is_not_gone_on_with(owner: Connection, dsn: str) -> None:
+    job = Job(uuid4(), dsn, ("people",), 0)
+    async with connected(dsn) as connection:
+        await begin(connection, job)
+        assert await unfinished(connection, dsn, job.names) == job
+        await owner.execute("comment on schema read_model is 'of another shape'")
+        assert await unfinished(connection, dsn, job.names) is None
+    assert await compared(dsn)
+    assert await left_beside(owner) == []
+
+
 # ------------------------------------------------------------------------------------------ several processes
 
 
@@ -647,6 +660,35 @@ async def test_while_a_table_is_vacuumed_its_readers_wait_for_no_swap(
         async with asyncio.timeout(5), running(ledger, dsn):
             await live(ledger, 1)
             await eventually(lambda: level(owner))
+        assert await oids(owner) == tables
+        await holding.rollback()
+        assert all(one.clean for one in await rebuilding)
+    assert not set((await oids(owner)).values()) & set(tables.values())
+    await assert_all_is_as_it_should_be(dsn, owner)
+
+
+async def test_while_somebody_reads_for_long_nobody_else_waits_for_the_swap(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    """A replay, a dump, a session that was left open: the swap gives way to all others, and comes when it is over."""
+    await caught_up(ledger, owner, dsn)
+    tables = await oids(owner)
+    async with running(ledger, dsn), connected(dsn) as reading:
+        holding = reading.transaction()
+        await holding.start()
+        await reading.fetch("select from read_model.tickets")
+        rebuilding = asyncio.create_task(compared(dsn, swap=True))
+        slowest, waited = 0.0, 0
+        while waited < 3:
+            began = time.monotonic()
+            assert await owner.fetchval("select count(*) from read_model.tickets", timeout=10) >= 9
+            took = time.monotonic() - began
+            slowest, waited = max(slowest, took), waited + (took > 0.05)
+            assert not rebuilding.done()
+            await asyncio.sleep(0.005)
+        await live(ledger, 1)
+        await eventually(lambda: level(owner))
+        assert slowest < 2, "0.2 s, on a machine that has other things to do as well"
         assert await oids(owner) == tables
         await holding.rollback()
         assert all(one.clean for one in await rebuilding)

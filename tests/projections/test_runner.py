@@ -1,6 +1,7 @@
 """Catching up on a real database: exactly once, whoever leads, whatever is lost, and past facts that are broken."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
@@ -328,6 +329,54 @@ async def test_one_leads_and_when_it_goes_the_other_takes_over_where_it_was(
         assert not other.leads
         await eventually(lambda: level(owner))
     assert not (await read_status(owner)).led
+    await assert_all_is_as_it_should_be(dsn, owner)
+
+
+async def test_whoever_stands_by_leaves_the_database_alone(ledger: Ledger, owner: Connection, dsn: str) -> None:
+    """However much is appended: it looks now and then whether the one that leads is still there."""
+    asked: list[str] = []
+
+    async def counting() -> Connection:
+        connection = await connect(dsn)
+        connection.add_query_logger(lambda query: asked.append(query.query))
+        return connection
+
+    async with running(ledger, dsn) as leader, Ledger.open(dsn) as other:
+        await live(ledger, 1)
+        await eventually(lambda: level(owner))
+        standing_by = Runner(other, counting, poll=0.2)
+        await other.head()
+        task = asyncio.create_task(standing_by.run())
+        ends = time.monotonic() + 1
+        while time.monotonic() < ends:
+            await live(ledger, 1)
+            await other.head()
+        assert leader.leads
+        assert not standing_by.leads
+        assert 1 <= len(asked) <= 8
+        standing_by.stop()
+        async with asyncio.timeout(1):
+            await task
+
+
+async def test_a_batch_that_takes_longer_than_it_may_is_taken_in_smaller_ones(
+    ledger: Ledger, owner: Connection, dsn: str
+) -> None:
+    await live(ledger, 6)
+    head = await ledger.head()
+    await owner.execute(
+        """create function read_model.slowly() returns trigger language plpgsql as
+           $$ begin perform pg_sleep(0.02); return new; end $$;
+           create trigger slowly before insert on read_model.history
+           for each row execute function read_model.slowly()"""
+    )
+    runner = Runner(ledger, lambda: connect(dsn, statement_timeout=0.5), poll=0.1)
+    assert head * 0.02 > 0.5, "all of it at once takes longer"
+    task = asyncio.create_task(runner.run())
+    await eventually(lambda: level(owner), timeout=30)
+    runner.stop()
+    await task
+    await owner.execute("drop function read_model.slowly cascade")
     await assert_all_is_as_it_should_be(dsn, owner)
 
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.conftest import fresh_database
+from tests.conftest import eventually, fresh_database
 from tests.tickets.test_ledger import appending, created
 from tickets.commands import (
     AddComment,
@@ -30,6 +30,7 @@ from tickets.commands import (
     EditComment,
     Restore,
 )
+from tickets.connections import Connection
 from tickets.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -726,6 +727,51 @@ async def test_who_loses_more_often_than_is_bearable_is_told_so(ledger: Ledger) 
     )
     assert Counter(type(one) for one in results) == {Answer: 1, TooContended: 3}
     assert await version(handler, ticket_id) == 2
+
+
+async def test_a_ticket_that_another_server_does_not_have_so_far_is_read_anew(handler: Handler) -> None:
+    """After a failover that lost what had been committed: what is at hand is ahead of the ledger then."""
+    ticket_id = await create(handler, Status.OPEN)
+    known = handler._cache[ticket_id]
+    handler._cache[ticket_id] = replace(known, version=known.version + 2, title="Never written")
+    answer = await handler.handle(Edit(description="Goes on from what is there"), ticket_id, by())
+    assert (answer.ticket.version, answer.ticket.title) == (known.version + 1, CREATE.title)
+    assert await handler.ticket(ticket_id) == answer.ticket
+
+
+async def test_after_a_connection_to_what_may_be_another_server_nothing_is_taken_from_memory(
+    handler: Handler, ledger: Ledger, owner: Connection
+) -> None:
+    ticket_id = await create(handler, Status.OPEN)
+    handler._cache[ticket_id] = replace(handler._cache[ticket_id], title="Never written")
+    await owner.execute(
+        """select pg_terminate_backend(pid) from pg_stat_activity
+           where datname = current_database() and application_name like 'tickets writer%'"""
+    )
+
+    async def forgotten() -> bool:
+        return ticket_id not in handler._cache
+
+    await eventually(forgotten)
+
+    async def is_back() -> bool:
+        return ledger.connected
+
+    await eventually(is_back)
+    answer = await handler.handle(Edit(description="Another text"), ticket_id, by())
+    assert answer.ticket.title == CREATE.title
+
+
+async def test_a_command_that_changes_nothing_tells_a_position_that_has_all_that_it_saw(
+    two: tuple[Handler, Handler],
+) -> None:
+    """Also what came through another process, of which this one has not heard."""
+    ticket_id = await create(two[0])
+    for _ in range(3):
+        there = await two[1].handle(Edit(title=f"Another title {uuid4()}"), ticket_id, by())
+        answer = await two[0].handle(Edit(title=there.ticket.title), ticket_id, by())
+        assert answer.ticket.version == there.ticket.version
+        assert answer.position >= there.position
 
 
 async def test_ticket_numbers_are_unique_and_a_refused_creation_leaves_no_gap(

@@ -21,7 +21,7 @@ from eventsourcing.persistence import EventStore, MapperDeserialisationError, St
 from eventsourcing.popo import POPOAggregateRecorder
 
 from tests.conftest import eventually, fresh_database
-from tickets.connections import Connection, connect
+from tickets.connections import Connection, connect, connected
 from tickets.errors import LedgerUnavailable, Overloaded
 from tickets.events import Assigned, By, Created, Metadata, PersonSeen, StatusChanged, TicketEvent
 from tickets.ledger import Ledger
@@ -410,6 +410,44 @@ async def test_appends_whose_connection_went_before_the_commit_are_done_on_the_n
         )
     assert [(await one).verdict for one in appends] == ["appended"] * 5
     assert await count(owner, "events") == 5
+
+
+async def test_where_the_database_will_not_have_it_for_a_while_the_writer_comes_again(
+    server: str, owner: Connection, ledger: Ledger
+) -> None:
+    """Not away, but refusing: as after a change of who may connect, or in the middle of a restore."""
+    name = await owner.fetchval("select current_database()")
+    heard: list[str] = []
+    ledger.on_reconnect(lambda: heard.append("again"))
+    await ledger.append(appending(uuid4(), 0))
+    async with connected(server, role=None) as elsewhere:
+        await elsewhere.execute(f"alter database {name} allow_connections false")
+        try:
+            await elsewhere.execute(
+                """select pg_terminate_backend(pid) from pg_stat_activity
+                   where datname = $1 and application_name like 'tickets writer%'""",
+                name,
+            )
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await ledger.append(appending(uuid4(), 0))
+                    except LedgerUnavailable:
+                        break
+            await asyncio.sleep(0.3)
+            with pytest.raises(LedgerUnavailable):
+                await ledger.append(appending(uuid4(), 0))
+            assert not ledger.connected
+            assert not heard
+        finally:
+            await elsewhere.execute(f"alter database {name} allow_connections true")
+
+    async def is_back() -> bool:
+        return ledger.connected
+
+    await eventually(is_back)
+    assert heard == ["again"]
+    assert (await ledger.append(appending(uuid4(), 0))).verdict == "appended"
 
 
 # -------------------------------------------------------------------------------------------------- conflicts

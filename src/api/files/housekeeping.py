@@ -10,7 +10,6 @@ from tempfile import TemporaryFile
 from time import monotonic, time
 from typing import Final
 
-import asyncpg
 import structlog
 from eventsourcing.persistence import MapperDeserialisationError
 
@@ -21,7 +20,7 @@ from api.settings import Settings
 from projections import attachments
 from projections.attachments import ATTACHMENTS, AttachmentView
 from projections.runner import Runner
-from tickets.connections import CONNECTION_LOST, Connection, Pool, connected
+from tickets.connections import CANNOT_CONNECT, Connection, Pool, connected
 from tickets.errors import Refusal
 from tickets.handler import Handler
 from tickets.ticket import BrokenStream
@@ -49,7 +48,7 @@ async def keep_house(settings: Settings, files: Files, runner: Runner, handler: 
             if runner.leads and monotonic() - swept_at > settings.sweep_minutes * 60:
                 await sweep(files.storage, dsn, timedelta(days=settings.attachment_retention_days))
                 swept_at = monotonic()
-        except (StorageAway, Refusal, asyncpg.PostgresError, *CONNECTION_LOST) as error:
+        except (StorageAway, Refusal, *CANNOT_CONNECT) as error:
             _log.warning("housekeeping.interrupted", error=repr(error))
         await asyncio.sleep(settings.rescan_seconds)
 

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
 
-import asyncpg
 import msgspec
 import structlog
 from litestar import get
@@ -26,7 +25,7 @@ from api.queries.answering import FEED, document, visible_ticket
 from api.requests import ApiRequest, Installation, header, installation, query
 from projections.feed import TOPICS, Batch, BeyondTheLedger, Happened, Tail, Wanted, topics_of
 from projections.history import Entry, without_addresses
-from tickets.connections import CONNECTION_LOST
+from tickets.connections import CANNOT_CONNECT
 
 _SSE: Final = "text/event-stream"
 _WAIT: Final = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(?P<seconds>[0-9]{1,9})"?\s*(?=$|[,;])', re.IGNORECASE)
@@ -140,7 +139,7 @@ class EventStream(Struct, frozen=True):
                 if found.is_end:
                     await _more(tail, self.wanted, found.next_after, min(due, ends) - now(), over)
                 found = await tail.read(self.wanted, found.next_after, _AT_ONCE)
-        except (*CONNECTION_LOST, asyncpg.PostgresError, BeyondTheLedger) as error:
+        except (*CANNOT_CONNECT, BeyondTheLedger) as error:
             _log.warning("feed.stream_ended", error=repr(error))  # the client comes again, and is told then
 
     def _event(self, one: Happened) -> bytes:
@@ -231,8 +230,10 @@ async def _waited_for(request: ApiRequest, wanted: Wanted, found: Batch, limit: 
 async def _more(tail: Tail, wanted: Wanted, after: int, seconds: float, over: "asyncio.Task[None]") -> None:
     """Return when there is something that fits after this position, after so long, or when it is over."""
     waiting = asyncio.create_task(tail.wait(wanted, after, seconds))
-    await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
+    try:
+        await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 @asynccontextmanager

@@ -305,7 +305,7 @@ async def get_transitions(request: ApiRequest, ticket_id: UUID) -> Answer:
     answer = Transitions(
         ticket.status, [Transition(to, no is None, None if no is None else str(no)) for to, no in found]
     )
-    return document(encode(answer), served.ledger.newest, {"ETag": f'"{ticket.version}"'})
+    return document(encode(answer), await served.ledger.reaches(ticket_id), {"ETag": f'"{ticket.version}"'})
 
 
 TICKET_QUERY_ROUTES: Final = (list_tickets, count_tickets, get_ticket, get_history, get_transitions)
