@@ -72,28 +72,36 @@ def _sizes(bench: Bench) -> dict[int, int]:
 
 async def _measure(bench: Bench) -> AsyncIterator[Round]:
     assert is_there(), "wrk is not there: apt-get install wrk"
-    connections = (1, _COMPARED_AT) if bench.quick else _CONNECTIONS
-    tickets: dict[int, _Tickets] = {}
-    for turn in range(bench.rounds):
-        one: dict[str, float] = {}
-        for size, comments in _sizes(bench).items():
-            ours, theirs = await both_filled(bench, size, comments)
-            tickets[size] = tickets.get(size) or await _tickets(ours)
+    rounds = [dict[str, float]() for _ in range(bench.rounds)]
+    for size, comments in _sizes(bench).items():  # all rounds of one, so that what is read stays in memory
+        ours, theirs = await both_filled(bench, size, comments)
+        tickets = await _tickets(ours)
+        for turn, one in enumerate(rounds):
             await bench.server.settle()
             async with running_service(ours, bench.folder) as port, peer(bench.folder, theirs) as other:
                 await everybody(port)
                 sides = (_Side("ours", port), _Side("peer", other.port))
-                for work in _WORK if comments else _WORK[:-2]:
-                    if work in _READING:  # what is asked for comes from memory then, whoever is first
-                        for side in sides:
-                            await _asked(bench, side, _requests(work, tickets[size]), f"{work}@{size}", 16, _SECONDS)
-                    for count in connections:
-                        requests = _requests(work, tickets[size])
-                        judged = (size, count) == (_COMPARED_ON, _COMPARED_AT)
-                        seconds = 1 if bench.quick else _SECONDS_JUDGED if judged else _SECONDS
-                        for side in sides if turn % 2 else sides[::-1]:
-                            one |= await _asked(bench, side, requests, f"{work}@{size}x{count}", count, seconds)
+                one.update(await _round(bench, sides[:: 1 if turn % 2 else -1], tickets, size, comments))
+    for one in rounds:
         yield one | _ratios(one)
+
+
+async def _round(
+    bench: Bench, sides: Sequence[_Side], tickets: "_Tickets", size: int, comments: int
+) -> dict[str, float]:
+    """All work with so many tickets, on all numbers of connections, in turn."""
+    one: dict[str, float] = {}
+    for work in _WORK if comments else _WORK[:-2]:
+        if work in _READING:  # what is asked for comes from memory then, whoever is first
+            for side in sides:
+                await _asked(bench, side, _requests(work, tickets), f"{work}@{size}", 16, _SECONDS)
+        for count in (1, _COMPARED_AT) if bench.quick else _CONNECTIONS:
+            requests = _requests(work, tickets)
+            judged = (size, count) == (_COMPARED_ON, _COMPARED_AT)
+            seconds = 1 if bench.quick else _SECONDS_JUDGED if judged else _SECONDS
+            for side in sides:
+                one |= await _asked(bench, side, requests, f"{work}@{size}x{count}", count, seconds)
+    return one
 
 
 async def _asked(

@@ -109,20 +109,20 @@ async def read(pool: Pool, wanted: Wanted, after: int, limit: int) -> Batch:
     However few fit, the next position moves on: past all that was gone through for them.
     """
     many = wanted.visible_to is not None and wanted.ticket_id is None and await _many(pool, wanted.visible_to, after)
-    positions, events, theirs, argument = _source(wanted, many=many)
+    way = _way(wanted, many=many)
     # Laterals with a limit are looked up one by one, whatever the planner expects of tables that grow.
     rows = await pool.fetch(
         f"""with reach as materialized (
               select case when count(*) = cardinality($3::text[]) then coalesce(min(position), 0) else 0 end as upto
               from read_model.checkpoints where projection = any($3)
-            ), {positions}, found as materialized (
+            ), {way.places}, found as materialized (
               select f.*, coalesce(sum(octet_length(f.entry)) over before, 0) as so_far
-              from (select e.*, t.number, t.requester_id, h.internal, h.entry from {events}
+              from (select e.*, t.number, t.requester_id, h.internal, h.entry from {way.events}
                     left join lateral (select h.internal, h.entry from read_model.history h
                                        where h.ticket_id = e.stream_id and h.position = e.position limit 1) h on true
                     left join lateral (select t.number, t.requester_id from read_model.tickets t
                                        where t.ticket_id = e.stream_id limit 1) t on true
-                    where ($4::text[] is null and e.topic like 'ticket.%' or e.topic = any($4)){theirs}
+                    where ($4::text[] is null and e.topic like 'ticket.%' or e.topic = any($4)){way.condition}
                     order by e.position limit $2::bigint + 1) f
               window before as (order by f.position rows between unbounded preceding and 1 preceding)
             )
@@ -134,7 +134,7 @@ async def read(pool: Pool, wanted: Wanted, after: int, limit: int) -> Batch:
         limit,
         list(PROJECTIONS),
         list(wanted.topics) or None,
-        *argument,
+        *(() if way.argument is None else (way.argument,)),
     )
     head, reaches, gone_through, last = rows[0][:4]
     if after > head:
@@ -159,52 +159,73 @@ async def _many(pool: Pool, requester_id: UUID, after: int) -> bool:
     return many
 
 
-def _source(wanted: Wanted, *, many: bool) -> tuple[str, str, str, tuple[UUID, ...]]:
-    """Which positions are gone through, each way by an index and bounded, their events, and a condition on those.
+class _Way(Struct, frozen=True):
+    """How facts are gone through, by an index and bounded: pieces of the SQL in `read`, and its argument 5 if any."""
 
-    SQL, and argument 5 if there is one.
-    """
-    if wanted.ticket_id is None and (wanted.visible_to is None or many):
-        return (
-            f"gone_through as materialized (select least(upto, $1::bigint + {LOOKED_AT}) as upto from reach)",
-            f"""(select {_EVENT} where e.position > $1 and e.position <= (select upto from gone_through)
-                 order by e.position) e""",
-            "" if wanted.visible_to is None else " and t.requester_id = $5 and not h.internal",
-            () if wanted.visible_to is None else (wanted.visible_to,),
-        )
-    between = "h.position > $1::bigint and h.position <= (select upto from reach)"
-    if wanted.ticket_id is not None and wanted.visible_to is None:
-        # What the history could not digest is told too, without an entry.
-        argument = wanted.ticket_id
-        some = f"""select h.position from read_model.history h where h.ticket_id = $5 and {between}
-                   union all
-                   select h.position from read_model.parked p
-                   join ledger.events h on h.stream_id = p.stream_id and h.position >= p.position
-                   where p.projection = 'history' and p.stream_id = $5 and {between}"""
-    elif wanted.ticket_id is not None:
-        argument = wanted.ticket_id
-        some = f"select h.position from read_model.history h where h.ticket_id = $5 and {between} and not h.internal"
-    else:
-        assert wanted.visible_to is not None  # noqa: S101 - one of the two is
-        argument = wanted.visible_to
-        # A ticket whose newest fact is known has nothing to add, unless its row could not follow.
-        mine = """select t.ticket_id from read_model.tickets t where t.requester_id = $5 and {}
-                  and (t.position > $1 or t.ticket_id in (select p.stream_id from read_model.parked p))"""
-        some = f"""select h.position
-                   from ({mine.format("not t.deleted")} union all {mine.format("t.deleted")}) mine,
-                   lateral (select h.position from read_model.history h
-                            where h.ticket_id = mine.ticket_id and {between} and not h.internal
-                            order by h.position limit {LOOKED_AT}) h"""
+    places: str
+    """The tables that it begins with: in the end `gone_through`, up to which position that was."""
+    events: str
+    """The facts there, as `e`."""
+    argument: UUID | None
+    condition: str = ""
+    """What of them fits."""
+
+
+def _way(wanted: Wanted, *, many: bool) -> _Way:
+    if wanted.ticket_id is not None:
+        return _through_a_ticket(wanted.ticket_id, wanted)
+    if wanted.visible_to is None or many:
+        return _through_the_ledger(wanted.visible_to)
+    return _through_their_tickets(wanted.visible_to, wanted)
+
+
+def _through_the_ledger(visible_to: UUID | None) -> _Way:
+    return _Way(
+        f"gone_through as materialized (select least(upto, $1::bigint + {LOOKED_AT}) as upto from reach)",
+        f"""(select {_EVENT} where e.position > $1 and e.position <= (select upto from gone_through)
+             order by e.position) e""",
+        visible_to,
+        "" if visible_to is None else " and t.requester_id = $5 and not h.internal",
+    )
+
+
+_BETWEEN: Final = "h.position > $1::bigint and h.position <= (select upto from reach)"
+
+
+def _through_a_ticket(ticket_id: UUID, wanted: Wanted) -> _Way:
+    told = f"select h.position from read_model.history h where h.ticket_id = $5 and {_BETWEEN}"
+    if wanted.visible_to is not None:
+        return _at(f"{told} and not h.internal", ticket_id, wanted)
+    # What the history could not digest is told too, without an entry.
+    parked = f"""select h.position from read_model.parked p
+                 join ledger.events h on h.stream_id = p.stream_id and h.position >= p.position
+                 where p.projection = 'history' and p.stream_id = $5 and {_BETWEEN}"""
+    return _at(f"{told} union all {parked}", ticket_id, wanted)
+
+
+def _through_their_tickets(requester_id: UUID, wanted: Wanted) -> _Way:
+    # A ticket whose newest fact is known has nothing to add, unless its row could not follow.
+    mine = """select t.ticket_id from read_model.tickets t where t.requester_id = $5 and {}
+              and (t.position > $1 or t.ticket_id in (select p.stream_id from read_model.parked p))"""
+    some = f"""select h.position
+               from ({mine.format("not t.deleted")} union all {mine.format("t.deleted")}) mine,
+               lateral (select h.position from read_model.history h
+                        where h.ticket_id = mine.ticket_id and {_BETWEEN} and not h.internal
+                        order by h.position limit {LOOKED_AT}) h"""
+    return _at(some, requester_id, wanted)
+
+
+def _at(positions: str, argument: UUID, wanted: Wanted) -> _Way:
+    """At these positions, as many of them as are enough."""
     enough = str(LOOKED_AT) if wanted.topics else "$2::bigint + 1"
-    return (
-        f"""places as materialized (select s.position from ({some}) s order by s.position limit {enough}),
+    return _Way(
+        f"""places as materialized (select s.position from ({positions}) s order by s.position limit {enough}),
             gone_through as materialized (
               select case when count(*) < {enough} then (select upto from reach) else max(position) end as upto
               from places
             )""",
         f"places s cross join lateral (select {_EVENT} where e.position = s.position limit 1) e",
-        "",
-        (argument,),
+        argument,
     )
 
 

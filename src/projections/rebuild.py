@@ -1,6 +1,20 @@
 """Making read models anew from the ledger: beside the live ones, compared with them, swapped in.
 
-Reads and writes go on all the while. `check` makes them beside and compares, and leaves it at that.
+Reads and writes go on all the while. `check` makes them beside and compares, and leaves it at that. Each step holds
+the turn, an advisory lock, so that there is one rebuild at a time; what else it holds, and what is where:
+
+    step      where the tables are                   held besides                       what a kill leaves
+    made      rebuild: without indexes; job, ranges  nothing                            what was made, gone on with
+    compared  rebuild: with indexes, like the live   nothing                            the same
+    followed  rebuild: as far as the live ones       nothing                            the same
+    swapped   read_model: the new ones               the live tables against vacuum,    nothing, or all of it: it is
+              rebuild: the old ones, as *_replaced   then the checkpoints, then all of  one transaction
+                                                     the live tables, for 20 ms
+    dropped   read_model alone                       nothing                            the old ones, for the next
+
+Where read models get another shape (`reshape`), they are made like empty ones in the schema upcoming. That becomes
+read_model in the end, and read_model becomes outgoing, until it is dropped.
+
 Deliberately absent: catching up (runner.py), which a rebuild uses for the last few facts.
 """
 

@@ -358,7 +358,7 @@ async def take_in(
 ) -> None:
     """Write what a batch of facts makes for each of the projections in `positions`, within a transaction.
 
-    Where the database refuses a row, the batch is halved until the fact is alone, and its stream is parked.
+    Where the database refuses a row, the stream of its fact is parked.
     """
     await fold.prepare(batch)
     parked = {(row[0], row[1]) for row in await connection.fetch(f"select projection, stream_id from {schema}.parked")}
@@ -370,17 +370,27 @@ async def take_in(
             await park(connection, given_up, schema)
     except REFUSED as error:
         fold.forget()
-        if len(batch) > 1:
-            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-                await take_in(connection, half, fold, positions, schema)
-        elif len(positions) > 1:
-            for name, position in positions.items():
-                await take_in(connection, batch, fold, {name: position}, schema)
-        else:
-            (name,) = positions
-            await park(
-                connection, [(name, batch[0].stream_id, batch[0].position, f"{batch[0].topic}: {error!r}")], schema
-            )
+        await _isolate(connection, batch, fold, positions, schema, error)
+
+
+async def _isolate(
+    connection: Connection,
+    batch: Sequence[Raw],
+    fold: Fold,
+    positions: Mapping[str, int],
+    schema: str,
+    error: Exception,
+) -> None:
+    """Take in by halves what was refused as a whole, until it is one fact of one projection, and park its stream."""
+    if len(batch) > 1:
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            await take_in(connection, half, fold, positions, schema)
+    elif len(positions) > 1:
+        for name, position in positions.items():
+            await take_in(connection, batch, fold, {name: position}, schema)
+    else:
+        (name,), (fact,) = positions, batch
+        await park(connection, [(name, fact.stream_id, fact.position, f"{fact.topic}: {error!r}")], schema)
 
 
 async def checkpoints_of(connection: Connection, *, lock: bool = False) -> list[Tracking]:

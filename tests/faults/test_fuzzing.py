@@ -6,6 +6,7 @@ absent: bad input that somebody thought of (tests/api/test_bad_input.py has some
 
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,8 +62,32 @@ def test_whatever_is_asked_the_answer_is_documented_and_no_fault_of_ours(
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        if SEEDS:
+            assert _number_after("Scenarios:", done.stdout) > 0, "it went from one operation to the next"
+            assert _number_after("API Links:", done.stdout) > 0, done.stdout
         tell(f"{role.value}, seed {seed}: {_counted(done.stdout)}")
     assert "Traceback" not in service.log.read_text()
+    if SEEDS:  # all of it could have been refused
+        done_well = _routes_that_answered_well(service)
+        assert {("POST", "/tickets"), ("GET", "/tickets"), ("GET", "/tickets/{ticket_id:uuid}")} <= done_well
+        tell(
+            f"{role.value}: {len(done_well)} of {len(COMMAND_ROUTES) + len(QUERY_ROUTES)} operations did what was asked"
+        )
+
+
+def _number_after(words: str, report: str) -> int:
+    found = re.search(rf"{words}\s+(\d+)", report)
+    assert found is not None, report
+    return int(found[1])
+
+
+def _routes_that_answered_well(service: Service) -> set[tuple[str, str]]:
+    """Method and path, without the prefix of the API, of those that were ever answered 2xx."""
+    with service.client() as http:
+        counted = re.findall(
+            r'http_requests_total{method="(\w+)",route="/api/v1([^"]+)",status="2\d\d"}', http.get("/metrics").text
+        )
+    return set(counted)
 
 
 def _counted(report: str) -> str:
