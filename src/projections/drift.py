@@ -107,9 +107,9 @@ class Sampler:
                 known = self.found.pop(stream_id, None)
                 if drift and len(self.found) < _REMEMBERED:
                     self.found[stream_id] = drift
+                self._told(len(self.found))
                 for one in drift if known is None else ():
                     _log.error("projection.drift", projection=one.projection, stream_id=str(stream_id))
-        self._told(len(self.found))
 
 
 async def _rows(connection: Connection, stream_id: UUID) -> dict[str, Sequence[Row]]:

@@ -130,7 +130,8 @@ async def test_while_a_process_of_a_killed_postgresql_is_still_at_work_none_is_s
     cluster: Cluster,
 ) -> None:
     """It could still write to what the next one takes for its own."""
-    (server,) = servers(cluster.folder)
+    server = embedded._number(cluster.pgdata)
+    assert server is not None
     child = _children(server)[0]
     os.kill(child, signal.SIGSTOP)
     try:
