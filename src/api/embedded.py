@@ -158,10 +158,14 @@ def _start(cluster: Path, sockets: Path, extra_configuration: str) -> None:
 
 
 def _configure(cluster: Path, extra_configuration: str) -> None:
-    """Written beside and moved: where the disk is full, there is still the one from before."""
-    beside = cluster / "postgresql.conf.new"
-    beside.write_text(_CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
-    beside.rename(cluster / "postgresql.conf")
+    _replace(cluster / "postgresql.conf", _CONFIGURATION.format(buffers=_buffers()) + extra_configuration)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Written beside and moved: where the disk is full, there is still what was there before."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    beside.rename(path)
 
 
 def _note_its_death(cluster: Path, sockets: Path) -> None:
@@ -172,7 +176,7 @@ def _note_its_death(cluster: Path, sockets: Path) -> None:
     """
     number = cluster / "postmaster.pid"
     _, _, rest = number.read_text().partition("\n")
-    number.write_text(f"{_NOBODYS_NUMBER}\n{rest}")
+    _replace(number, f"{_NOBODYS_NUMBER}\n{rest}")
     (sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
 
 

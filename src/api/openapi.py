@@ -362,6 +362,8 @@ _BY_THE_SERVER: Final[dict[str, dict[str, Any]]] = {
 }
 """What the server answers before there is a request for anybody to look at."""
 _CONDITIONAL: Final = {"If-None-Match": "304 if it still has this ETag."}
+_MADE: Final = {"createTicket": "ticket_id", "addComment": "comment_id", "addAttachment": "attachment_id"}
+"""How the paths of other operations call what an operation makes."""
 _MINIMAL: Final = {"description": "Done; what `Prefer: return=minimal` asked for."}
 _NOT_MODIFIED: Final = {"description": "It still has the ETag that `If-None-Match` named."}
 
@@ -505,6 +507,21 @@ def _complete(
                         further[str(extra)] = {**problem, "description": why}
                 operation["responses"] |= further
             operation["responses"] |= _BY_THE_SERVER
+            if operation["operationId"] in _MADE:
+                operation["responses"]["201"]["links"] = _links(document["paths"], _MADE[operation["operationId"]])
+
+
+def _links(paths: dict[str, Any], parameter: str) -> dict[str, Any]:
+    """To every operation whose path has this parameter, from an answer that has its value in `id`."""
+    return {
+        operation["operationId"]: {
+            "operationId": operation["operationId"],
+            "parameters": {parameter: "$response.body#/id"},
+        }
+        for path, operations in paths.items()
+        if f"{{{parameter}}}" in path
+        for operation in operations.values()
+    }
 
 
 def _body(

@@ -55,8 +55,8 @@ ANSWERS: dict[str, Any] = {
     "Consistency": Consistency,
     "Proof": Proof,
 }
-CREATING = {"createTicket", "addComment", "addAttachment"}
-"""What is answered by 201, with a body or without."""
+CREATING = {"createTicket": "ticket_id", "addComment": "comment_id", "addAttachment": "attachment_id"}
+"""What is answered by 201, with a body or without; and what the paths of other operations call what is made."""
 OPERATIONS = sorted(str(route.operation_id) for route in (*COMMAND_ROUTES, *QUERY_ROUTES))
 
 every_operation = pytest.mark.parametrize("name", OPERATIONS)
@@ -272,6 +272,18 @@ def test_the_bodies_are_closed(document: dict[str, Any]) -> None:
             assert reference is not None
             schema = document["components"]["schemas"][reference.rpartition("/")[2]]
             assert schema["additionalProperties"] is False, name
+
+
+@every_operation
+def test_from_what_was_made_links_lead_to_all_that_can_be_done_with_it(document: dict[str, Any], name: str) -> None:
+    responses = Operation(document, name).said["responses"]
+    found = {(status, to): link for status, one in responses.items() for to, link in one.get("links", {}).items()}
+    assert found == {
+        ("201", other): {"operationId": other, "parameters": {CREATING[name]: "$response.body#/id"}}
+        for other in OPERATIONS
+        if name in CREATING and ("path", CREATING[name]) in Operation(document, other).parameters
+    }
+    assert bool(found) == (name in CREATING)
 
 
 # Its examples

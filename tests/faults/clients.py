@@ -41,6 +41,21 @@ class Person:
     seen: dict[str, int]
 
 
+class Attempts:
+    """How long attempts took, whatever came of them."""
+
+    def __init__(self) -> None:
+        self._over: list[tuple[float, float]] = []
+
+    def over(self, began: float) -> None:
+        """One that began at that moment is over."""
+        self._over.append((now := time.monotonic(), now - began))
+
+    def slowest(self, since: float) -> float:
+        """The longest that one took that was over after that moment, whenever it began."""
+        return max((took for over, took in self._over if over > since), default=0.0)
+
+
 class Crowd:
     """Clients that edit tickets one command after the other, whatever happens.
 
@@ -62,8 +77,7 @@ class Crowd:
         """When what was answered 503 was asked, and how long that took."""
         self.answered: list[tuple[float, float]] = []
         """When what was acknowledged was asked for the last time, and when it was answered."""
-        self.took: list[tuple[float, float]] = []
-        """When an attempt was over, whatever came of it, and how long it took."""
+        self.all_attempts = Attempts()
         self.patience = 20.0
         """How long each waits for an answer."""
         self.pause = 0.0
@@ -87,10 +101,6 @@ class Crowd:
     def unanswered(self) -> int:
         """How many attempts got no answer at all, or one that says that the outcome is not known."""
         return self.attempts["unknown"]
-
-    def slowest(self, since: float) -> float:
-        """The longest that an attempt took that was over after that moment, whenever it began."""
-        return max((took for over, took in self.took if over > since), default=0.0)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._client(number)) for number in range(self._size)]
@@ -230,7 +240,7 @@ class Crowd:
                 self.attempts["unknown" if "outcome-unknown" in answer.text else "refused"] += 1
                 self.refusals.append((began, time.monotonic() - began))
             finally:
-                self.took.append((now := time.monotonic(), now - began))
+                self.all_attempts.over(began)
             await asyncio.sleep(0.05)
 
 

@@ -82,7 +82,7 @@ async def test_while_the_disk_is_full_commands_and_files_are_refused_in_time_and
                 healed = time.monotonic()
                 took = await crowd.answers(healed, HEALED_S)
                 await uploaders.attaches(2, HEALED_S)
-                slowest, slowest_file = crowd.slowest(began), uploaders.slowest(began)
+                slowest, slowest_file = crowd.all_attempts.slowest(began), uploaders.all_attempts.slowest(began)
                 tell(
                     f"disk full: the slowest request took {slowest:.2f} s, of a file {slowest_file:.2f} s; commands "
                     f"again after {took:.2f} s, files after {time.monotonic() - healed:.2f} s"

@@ -25,7 +25,7 @@ from api.files.housekeeping import sweep
 from api.files.storage import Storage
 from tests.api.test_storage import ATTACHMENTS, TICKETS, files_in, grow_old, text
 from tests.conftest import NEW_TICKET, NO_CERTIFICATES, Service, eventually, token
-from tests.faults.clients import signer
+from tests.faults.clients import Attempts, signer
 from tests.projections.test_runner import compared, level
 from tests.tickets.test_integrity import verified
 from tickets.connections import Connection
@@ -46,14 +46,9 @@ class Crowd:
         self.acknowledged: dict[str, str] = {}
         """The SHA-256 of each attachment that was answered 201, by its id."""
         self.unanswered = self.refused = 0
-        self.took: list[tuple[float, float]] = []
-        """When an attempt was over, whatever came of it, and how long it took."""
+        self.all_attempts = Attempts()
         self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
-
-    def slowest(self, since: float) -> float:
-        """The longest that an attempt took that was over after that moment, whenever it began."""
-        return max((took for over, took in self.took if over > since), default=0.0)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._client(number)) for number in range(self._size)]
@@ -105,7 +100,7 @@ class Crowd:
                     return made
                 self.refused += 1
             finally:
-                self.took.append((now := time.monotonic(), now - began))
+                self.all_attempts.over(began)
             await asyncio.sleep(0.05)
 
 
