@@ -28,7 +28,8 @@ from benchmarks.load import Answered, Load, elsewhere, repeat_requests, request,
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target, percentile
 from benchmarks.rebuild import project, scan
 from benchmarks.serving import everybody, running_service, token
-from projections.rebuild import AlreadyRunning, Compared, rebuild
+from projections.comparison import Compared
+from projections.rebuild import AlreadyRunning, rebuild
 from projections.runner import PROJECTIONS
 from tickets.connections import connected
 

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.lives import fill
 from benchmarks.measurement import Bench, Benchmark, Figure, Round, Target
-from projections.rebuild import Compared, rebuild
+from projections.comparison import Compared
+from projections.rebuild import rebuild
 from projections.runner import PROJECTIONS, Runner
 from tickets import proofs
 from tickets.checkpoints import VerifierKey, sign, verifier

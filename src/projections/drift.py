@@ -14,8 +14,8 @@ import structlog
 from msgspec import Struct
 
 from projections.beside import rows_of_streams
+from projections.comparison import EXAMPLES, Difference, difference
 from projections.projection import LIVE, Projection, Row, write
-from projections.rebuild import Difference, difference
 from projections.runner import PROJECTIONS, Runner, checkpoints_of
 from tickets.connections import CANNOT_CONNECT, Connection, connected
 from tickets.ledger import read_streams
@@ -23,7 +23,6 @@ from tickets.ledger import read_streams
 COMPARED: Final[dict[str, Projection]] = {name: one for name, one in PROJECTIONS.items() if one.of_stream is not None}
 """The read models that have rows of one ticket."""
 
-_EXAMPLES: Final = 20
 _PATIENCE_S: Final = 60.0
 """How long one statement may take; what does not answer then never will."""
 _REMEMBERED: Final = 100
@@ -146,7 +145,7 @@ async def _differences(connection: Connection, stream_id: UUID, rows: Mapping[st
                                            from {LIVE}.{name} l join made using ({one.key}))
                 select json_build_object({key}), to_json(live), to_json(made)
                 from live full join made using ({one.key}) where live is distinct from made
-                order by {one.key} limit {_EXAMPLES}""",
+                order by {one.key} limit {EXAMPLES}""",
             stream_id,
             made,
         )

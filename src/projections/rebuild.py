@@ -23,13 +23,12 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, TypeVar
 from uuid import uuid4
 
 import asyncpg
-import msgspec
 import structlog
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from projections.beside import (
     Job,
@@ -38,34 +37,21 @@ from projections.beside import (
     create_indexes,
     drop_tables,
     fill,
-    give_way,
     largest_first,
     reach,
     reached,
     replaced,
     unfinished,
 )
+from projections.comparison import Compared, compare
 from projections.projection import BESIDE, LIVE, Projection
 from projections.runner import PROJECTIONS, Fold, checkpoints_of, of_other_versions, take_in
 from tickets.connections import Connection, connected
 from tickets.ledger import read
-from tickets.workers import WorkerDied
-
-__all__ = [
-    "AlreadyRunning",
-    "Compared",
-    "Difference",
-    "NotLevel",
-    "Progress",
-    "UnknownProjection",
-    "WorkerDied",
-    "rebuild",
-]
 
 T = TypeVar("T")
 
 _CHUNK: Final = 5_000
-_EXAMPLES: Final = 20
 _READERS_WAIT_MS: Final = 200
 """How long everybody who reads may have to wait behind the swap, where it has to wait itself …"""
 _GIVING_WAY_S, _GIVING_WAY_AT_MOST_S = 0.5, 10.0
@@ -79,37 +65,6 @@ class Progress(Struct, frozen=True):
 
     facts: int
     of: int
-
-
-class Difference(Struct, frozen=True):
-    """A row that is not as it should be: which, in what way, and if it is there, which fields are not."""
-
-    key: dict[str, str]
-    what: Literal["missing", "unexpected", "different"]
-    fields: list[str]
-
-
-class Compared(Struct, frozen=True, kw_only=True):
-    """What a read model made anew has that the live one has not, and the other way round, at one position."""
-
-    projection: str
-    position: int
-    rows: int
-    missing: int
-    """Rows that the live one should have and has not, or not like that."""
-    unexpected: int
-    """Rows that the live one has and should not have, or not like that."""
-    made_by: int
-    """The version of the projection that made the live one."""
-    expected: bool
-    """Whether that is another version than this one, whose rows may differ; otherwise what differs is drift."""
-    differences: list[Difference]
-    """The first of the rows that differ."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether the live one was just as it should be."""
-        return not self.missing and not self.unexpected
 
 
 class UnknownProjection(Exception):  # noqa: N818 - it says what is unknown
@@ -268,73 +223,9 @@ async def _compare_all(connection: Connection, job: Job, workers: int) -> list[C
             snapshot: str = await connection.fetchval("select pg_export_snapshot()")
             await holding.rollback()
             comparing = [
-                partial(_compare, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names
+                partial(compare, PROJECTIONS[name], position, snapshot, versions.get(name)) for name in job.names
             ]
             return await _in_turns(job.dsn, workers, comparing)
-
-
-async def _compare(
-    one: Projection, position: int, snapshot: str, other_version: int | None, connection: Connection
-) -> Compared:
-    live, beside, column = f"{LIVE}.{one.name}", f"{BESIDE}.{one.name}", one.columns[0]
-    await give_way(connection)
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        await connection.execute(f"set transaction snapshot '{snapshot}'; set local enable_hashjoin = off")
-        # Rows are held against each other by their key, whole row against whole row: every byte counts.
-        different = f"from {live} live full join {beside} made using ({one.key}) where live is distinct from made"
-        row = await connection.fetchrow(
-            f"""select (select count(*) from {beside}), count(*) filter (where made.{column} is not null),
-                       count(*) filter (where live.{column} is not null) {different}"""
-        )
-        assert row is not None  # noqa: S101 - an aggregate always has a row
-        examples = []
-        if row[1] or row[2]:
-            key = ", ".join(f"'{name}', {name}" for name in one.columns[: one.key_columns])
-            examples = await connection.fetch(
-                f"""select json_build_object({key}), to_json(live), to_json(made) {different}
-                    order by {one.key} limit {_EXAMPLES}"""
-            )
-    return Compared(
-        projection=one.name,
-        position=position,
-        rows=row[0],
-        missing=row[1],
-        unexpected=row[2],
-        made_by=one.version if other_version is None else other_version,
-        expected=other_version is not None,
-        differences=[difference(*example) for example in examples],
-    )
-
-
-def difference(key: str, live: str | None, made: str | None) -> Difference:
-    """What is wrong with a row, from its key, the row that is there and the one that should be, as JSON."""
-    was, should = (None if one is None else msgspec.json.decode(one, type=dict[str, Any]) for one in (live, made))
-    return Difference(
-        key={name: str(value) for name, value in msgspec.json.decode(key).items()},
-        what="missing" if was is None else "unexpected" if should is None else "different",
-        fields=[] if was is None or should is None else _fields(was, should),
-    )
-
-
-def _fields(was: dict[str, Any], should: dict[str, Any]) -> list[str]:
-    """The columns that differ, of documents the fields in them."""
-    fields: list[str] = []
-    for column, value in was.items():
-        if value != should[column]:
-            before, after = _document(value), _document(should[column])
-            inner = [name for name in before | after if before.get(name, UNSET) != after.get(name, UNSET)]
-            fields += [f"{column}.{name}" for name in inner] if before and after and inner else [column]
-    return fields
-
-
-def _document(value: object) -> dict[str, Any]:
-    """What is in a document, which is bytes, which JSON has as hexadecimal; of all else, nothing."""
-    if not isinstance(value, str) or not value.startswith("\\x"):
-        return {}
-    try:
-        return msgspec.json.decode(bytes.fromhex(value[2:]), type=dict[str, Any])
-    except (ValueError, msgspec.DecodeError):  # one that was damaged differs as a whole
-        return {}
 
 
 async def _swap(connection: Connection, job: Job) -> None:

@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from projections.rebuild import Compared, rebuild
+from projections.comparison import Compared
+from projections.rebuild import rebuild
 from tests.conftest import NEW_TICKET, Service, start_service
 from tests.tickets.test_ledger import SOMEBODY, appending, created
 from tickets.connections import Connection

@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from projections import attachments, beside, history, lists, people, tickets
 from projections.beside import Job, begin, unfinished
-from projections.rebuild import AlreadyRunning, Compared, NotLevel, Progress, UnknownProjection, rebuild
+from projections.comparison import Compared
+from projections.rebuild import AlreadyRunning, NotLevel, Progress, UnknownProjection, rebuild
 from projections.runner import LEADER, PROJECTIONS
 from projections.status import read_status
 from tests.conftest import eventually

@@ -13,8 +13,9 @@ import pytest
 from msgspec.structs import replace
 
 from projections import attachments, comments
+from projections.comparison import Compared
 from projections.projection import LIVE
-from projections.rebuild import Compared, rebuild
+from projections.rebuild import rebuild
 from projections.runner import LEADER, PROJECTIONS, Fold, Runner, catch_up_alone
 from projections.status import ProjectionStatus, read_status
 from projections.tickets import document

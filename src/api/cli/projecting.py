@@ -13,6 +13,7 @@ import click
 from api.cli.terminal import catch_up, fail, open_database, print_json, progress, run, say, settings_or_fail
 from projections import parking
 from projections import rebuild as rebuilding
+from projections.comparison import Compared, Difference
 from projections.drift import Drift, put_right
 from projections.parking import ParkedStream
 from projections.replay import find_ticket
@@ -20,6 +21,7 @@ from projections.stalls import Process, Stall
 from projections.status import read_status
 from tickets.connections import connected
 from tickets.ledger import Ledger
+from tickets.workers import WorkerDied
 
 
 @click.group()
@@ -179,7 +181,7 @@ def _put_right(only: tuple[str, ...], *, as_json: bool) -> None:
         click.echo("All is as it should be.")
 
 
-def _differing(row: rebuilding.Difference) -> str:
+def _differing(row: Difference) -> str:
     fields = f": {', '.join(row.fields)}" if row.fields else ""
     return f"{' '.join(row.key.values())} {row.what}{fields}"
 
@@ -195,7 +197,7 @@ def check(*, workers: int | None, as_json: bool) -> None:
 def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_json: bool) -> None:
     started = datetime.now(UTC)
 
-    async def making(dsn: str) -> tuple[list[rebuilding.Compared], int]:
+    async def making(dsn: str) -> tuple[list[Compared], int]:
         facts, compared = 0, []
         async with connected(dsn) as connection:
             head = await connection.fetchval("select position from ledger.head")
@@ -214,7 +216,7 @@ def _made_anew(names: tuple[str, ...], *, swap: bool, workers: int | None, as_js
             compared, facts = run(making(dsn))
     except rebuilding.UnknownProjection as error:
         fail(f"There is no read model called {error}.")
-    except (rebuilding.AlreadyRunning, rebuilding.NotLevel, rebuilding.WorkerDied) as error:
+    except (rebuilding.AlreadyRunning, rebuilding.NotLevel, WorkerDied) as error:
         fail(str(error.__doc__))
     if as_json:
         print_json(compared)
