@@ -24,11 +24,13 @@ import msgspec
 import pytest
 
 from api.auth import make_token
-from api.queries.events import CloudEvent
+from api.queries.events import CloudEvent, _more
 from api.settings import Settings
-from projections.feed import TOPICS
+from projections.feed import TOPICS, Tail, Wanted
+from projections.freshness import Freshness
 from tests.conftest import KEY, NEW_TICKET, NO_CERTIFICATES, Service, token
 from tickets.connections import Connection
+from tickets.ledger import Ledger
 from tickets.permissions import Role
 
 TICKETS = "/api/v1/tickets"
@@ -451,6 +453,19 @@ def test_a_service_that_is_told_to_stop_keeps_nobody_waiting(
             assert waiting.result().json()["items"] == []
             assert reading.result() == []
     assert "Traceback" not in service.log.read_text()
+
+
+async def test_whoever_is_not_served_any_more_is_not_waited_for_either(ledger: Ledger) -> None:
+    tail, over = Tail(ledger.pool, Freshness(ledger)), asyncio.create_task(asyncio.Event().wait())
+    others = asyncio.all_tasks()
+    served = asyncio.create_task(_more(tail, Wanted(), 0, 60, over))
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks() - others) == 2, "the request, and what it waits for"
+    served.cancel()
+    await asyncio.wait([served])
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == others
+    over.cancel()
 
 
 def test_who_takes_nothing_is_cut_off_and_who_leaves_is_forgotten(own_service: Callable[..., Service]) -> None:
