@@ -435,7 +435,8 @@ def _document(
             tags=[
                 Tag(
                     "Commands",
-                    "What changes something. Each answers with the `Ledger-Position` of what it wrote.",
+                    "What changes something. Each answers with the `Ledger-Position` of what it wrote, or if it was "
+                    "refused, of what it was refused for.",
                 ),
                 Tag("Queries", "What only looks. Each says in `Ledger-Position` how far its data goes."),
                 Tag("System", "For operators."),

@@ -222,7 +222,8 @@ def on_refusal(request: AnyRequest, refusal: Refusal) -> Response[bytes]:
     errors = None
     if isinstance(refusal, InvalidCommand):
         errors = [FieldError(str(refusal.details["field"]), str(refusal.details["message"]))]
-    return problem(request.url.path, slug, str(refusal), errors=errors, details=refusal.details)
+    headers = None if refusal.position is None else {"Ledger-Position": str(refusal.position)}
+    return problem(request.url.path, slug, str(refusal), errors=errors, details=refusal.details, headers=headers)
 
 
 def on_unauthorized(request: AnyRequest, error: Unauthorized) -> Response[bytes]:

@@ -10,6 +10,9 @@ from re import sub
 class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error
     """The request was refused."""
 
+    position: int | None = None
+    """From which position on everybody sees what it was decided on; None where that is nothing in the ledger."""
+
     def __init__(self, **details: object) -> None:
         """Keep the details, by which the message is filled and which the edge may show."""
         super().__init__(cleandoc(type(self).__doc__ or "").format(**details))

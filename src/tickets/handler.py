@@ -277,12 +277,20 @@ class Handler:
         return Answer(ticket, first.position, cast("tuple[TicketEvent, ...]", facts), replayed=True)
 
     async def _explained(self, refusal: Refusal, ticket_id: UUID, asked: Asked) -> Refusal:
-        """The refusal, and if it is that others were first, with what they did."""
-        if not isinstance(refusal, VersionMismatch):
+        """The refusal with its position, and if it is that others were first, with what they did."""
+        if isinstance(refusal, NotFound):  # of what is there and not the actor's nothing is told, not even that it is
             return refusal
+        position = await self._ledger.reaches(ticket_id)
+        if isinstance(refusal, VersionMismatch):
+            refusal = VersionMismatch(**refusal.details, events=await self._since(ticket_id, asked))
+        refusal.position = position
+        return refusal
+
+    async def _since(self, ticket_id: UUID, asked: Asked) -> list[dict[str, object]]:
+        """What happened after the version that the command was meant for, as far as the actor may know."""
         oldest = min(asked.if_match or (), default=0)
         since = await self._ledger.load(ticket_id, after=oldest, upto=oldest + _EVENTS_SHOWN)
-        events = [
+        return [
             {
                 "version": one.fact.originator_version,
                 "topic": one.fact.TOPIC,
@@ -291,7 +299,6 @@ class Handler:
             for one in since
             if asked.actor.is_staff or not (isinstance(one.fact, CommentFact) and one.fact.internal)
         ]
-        return VersionMismatch(**refusal.details, events=events)
 
     async def _said(self, ticket: Ticket | None, command: Change) -> str:
         """What the comment says that the command is about; that it is not there, `decide` will find out."""

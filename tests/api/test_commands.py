@@ -470,6 +470,7 @@ def test_a_step_that_the_workflow_does_not_have_is_409_and_says_which_there_are(
             assert_problem(answer, 409, "ticket-closed")
             continue
         detail = assert_problem(answer, 409, "illegal-transition")["detail"]
+        assert int(answer.headers["Ledger-Position"]) >= max(one["position"] for one in entries(admin, ticket["id"]))
         for step in steps[start]:
             assert step in detail
     assert read(admin, ticket["id"]) == ticket
@@ -571,7 +572,9 @@ def test_a_stale_if_match_is_412_and_says_what_happened(admin: httpx.Client, cas
             assert admin.patch(between, json={"description": "meanwhile"}).status_code == 200
             topic = "ticket.edited.v1"
     now = read(admin, before["id"])
-    problem = assert_problem(case.send(admin, before, If_Match=f'"{stale}"'), 412, "version-mismatch")
+    answer = case.send(admin, before, If_Match=f'"{stale}"')
+    problem = assert_problem(answer, 412, "version-mismatch")
+    assert int(answer.headers["Ledger-Position"]) >= max(one["position"] for one in entries(admin, before["id"]))
     assert problem["current_version"] == now["version"]
     assert [one["version"] for one in problem["events"]] == list(range(stale + 1, now["version"] + 1))
     assert topic in [one["topic"] for one in problem["events"]]

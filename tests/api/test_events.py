@@ -456,7 +456,7 @@ def test_a_service_that_is_told_to_stop_keeps_nobody_waiting(
 
 
 async def test_whoever_is_not_served_any_more_is_not_waited_for_either(ledger: Ledger) -> None:
-    tail, over = Tail(ledger.pool, Freshness(ledger)), asyncio.create_task(asyncio.Event().wait())
+    tail, over = Tail(ledger.pool, Freshness(ledger)), asyncio.create_task(asyncio.sleep(60))
     others = asyncio.all_tasks()
     served = asyncio.create_task(_more(tail, Wanted(), 0, 60, over))
     await asyncio.sleep(0)

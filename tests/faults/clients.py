@@ -196,7 +196,7 @@ class Crowd:
         told, returned = answer.json(), time.monotonic()
         if answer.status_code == 412 and expected is not None and ticket is not None:
             current = told["current_version"]
-            person.seen[ticket] = current
+            self._saw(person, ticket, current, int(answer.headers["Ledger-Position"]))
             self.history.append(Operation("write", ticket, title, invoked, returned, "refused", current, expected))
             return
         assert answer.status_code == (201 if ticket is None else 200), answer.text

@@ -363,13 +363,14 @@ async def test_what_changed_nothing_before_changes_something_now(two: tuple[Hand
     assert (answer.ticket.priority, answer.ticket.version) == (CREATE.priority, 5), "priority and due dates, twice"
 
 
-async def test_if_match_is_held_against_what_is_really_there(two: tuple[Handler, Handler]) -> None:
+async def test_if_match_is_held_against_what_is_really_there(two: tuple[Handler, Handler], ledger: Ledger) -> None:
     here, there = two
     ticket_id = await create(there)
     await here.handle(Edit(title="Meanwhile"), ticket_id, by())
     with pytest.raises(VersionMismatch) as refused:
         await there.handle(Edit(title="On the old one"), ticket_id, by(if_match={1}))
     assert refused.value.details["current_version"] == 2
+    assert refused.value.position == await ledger.head(), "that of what another process has added"
     await here.handle(Edit(title="Once more"), ticket_id, by())
     answer = await there.handle(Edit(title="On the new one"), ticket_id, by(if_match={3}))
     assert answer.ticket.version == 4
