@@ -32,7 +32,7 @@ test: $(READY)  ## Every test, on all processors, on a PostgreSQL of its own (or
 
 faults: $(READY) ## The faults and the races, in their long form
 	@START_ANEW=1 ON_DISK=1 KILLS=200 POSTGRES_KILLS=100 NETWORK_ROUNDS=10 DISK_FILLS=10 POWER_CUTS=20 OPERATIONS=200000 \
-	  FUZZ_SEEDS=5 POISONED=50 HELD_OPEN_SECONDS=60 RUNNER_KILLS=50 UPGRADES=5 UPLOAD_KILLS=6 \
+	  FUZZ_SEEDS=5 POISONED=50 HELD_OPEN_SECONDS=60 RUNNER_KILLS=50 UPGRADES=5 UPLOAD_KILLS=20 \
 	  RACE_ROUNDS=200 REBUILD_KILLS=10 REBUILT_TICKETS=300 TAMPERINGS=1000 BUNDLE_FLIPS=all \
 	  EXAMPLES=200 READER_KILLS=24 KILLED_IMPORT=800 \
 	  exec $(BIN)/python -m pytest -n 0 -v tests/faults tests/tickets/test_tampering.py tests/projections/test_bundle.py \
